@@ -9,9 +9,11 @@ import numpy.typing as npt
 from scipy import fft
 
 _SIDE = 128
-# Height of the peak over the spread of the correlation. Frames of noise alone reach 7.5, 5 e-/px
-# frames of the simulated specimens have 9.6 and more.
+# Height of the peak over the spread of the correlation. Raw frames of noise alone reach 7, 5 e-/px
+# frames of the simulated specimens have 9.6 and more. What a restorer makes of noise alone reaches
+# 14: it is smooth, and more alike from frame to frame.
 _SURE = 8.5
+_SURE_IF_RESTORED = 15.0
 _MOST_MISSES = 3
 
 
@@ -24,7 +26,7 @@ class DriftEstimator:
     """
 
     def __init__(self) -> None:
-        self._before: npt.NDArray[np.complex64] | None = None
+        self._before: list[npt.NDArray[np.complex64]] | None = None
         self._window: npt.NDArray[np.float32] | None = None
         self._low_pass: npt.NDArray[np.float32] | None = None
         self._shape: tuple[int, ...] = ()
@@ -38,13 +40,17 @@ class DriftEstimator:
         self._total = np.zeros(2)
         self._misses = 0
 
-    def update(self, image: npt.NDArray[np.float32]) -> tuple[float, float] | None:
+    def update(
+        self, image: npt.NDArray[np.float32], restored: npt.NDArray[np.float32] | None = None
+    ) -> tuple[float, float] | None:
         """Follow the next frame.
 
         Parameters
         ----------
         image : ndarray (H, W) float32
-            Restored where there is a restorer: noise hides small shifts.
+            The frame as the camera saw it: it tells whether there is anything to follow.
+        restored : ndarray (H, W) float32, optional
+            The restored frame: it tells the shift more exactly.
 
         Returns
         -------
@@ -58,8 +64,6 @@ class DriftEstimator:
         rows, columns = height // factor, width // factor
         if min(rows, columns) < 16:
             return None
-        small = image[: rows * factor, : columns * factor]
-        small = small.reshape(rows, factor, columns, factor).mean(axis=(1, 3))
         if self._window is None or self._low_pass is None or self._shape != image.shape:
             self.reset()
             self._shape = image.shape
@@ -68,26 +72,53 @@ class DriftEstimator:
             frequency = np.hypot(fft.fftfreq(rows)[:, None], fft.rfftfreq(columns)[None, :])
             # The finest frequencies hold noise and the aliases of binning.
             self._low_pass = np.exp(-((frequency / 0.15) ** 2)).astype(np.float32)
-        spectrum = fft.rfft2((small - small.mean()) * self._window)
+        planes = (image,) if restored is None else (image, restored)
+        spectra = [self._spectrum(plane, rows, columns, factor) for plane in planes]
         before = self._before
-        if before is None:
-            self._before = spectrum
-            return 0.0, 0.0
-        cross = spectrum * before.conj()
-        cross *= self._low_pass / np.maximum(np.abs(cross), 1e-12)
-        correlation = fft.irfft2(cross, s=small.shape)
-        peak = np.unravel_index(int(correlation.argmax()), correlation.shape)
-        if correlation[peak] < _SURE * correlation.std():
+        if before is None or len(before) != len(spectra):
+            self._before = spectra
+            return float(self._total[0]), float(self._total[1])
+        correlations = [
+            self._correlation(new, old, (rows, columns))
+            for new, old in zip(spectra, before, strict=True)
+        ]
+        # Either may show what is there: the restored frame a faint specimen that moves, the raw
+        # frame detail that is too weak to be restored.
+        if not any(
+            found.max() >= sure * found.std()
+            for found, sure in zip(correlations, (_SURE, _SURE_IF_RESTORED), strict=False)
+        ):
             # The next frame is compared with the last good one, unless there is none any more.
             self._misses += 1
             if self._misses >= _MOST_MISSES:
-                self._before, self._misses = spectrum, 0
+                self._before, self._misses = spectra, 0
             return None
-        self._before, self._misses = spectrum, 0
+        self._before, self._misses = spectra, 0
+        finest = correlations[-1]
+        peak = np.unravel_index(int(finest.argmax()), finest.shape)
         self._total += [
-            factor * _subpixel(correlation, int(peak[0]), int(peak[1]), axis) for axis in (0, 1)
+            factor * _subpixel(finest, int(peak[0]), int(peak[1]), axis) for axis in (0, 1)
         ]
         return float(self._total[0]), float(self._total[1])
+
+    def _spectrum(
+        self, image: npt.NDArray[np.float32], rows: int, columns: int, factor: int
+    ) -> npt.NDArray[np.complex64]:
+        small = image[: rows * factor, : columns * factor]
+        small = small.reshape(rows, factor, columns, factor).mean(axis=(1, 3))
+        spectrum: npt.NDArray[np.complex64] = fft.rfft2((small - small.mean()) * self._window)
+        return spectrum
+
+    def _correlation(
+        self,
+        new: npt.NDArray[np.complex64],
+        old: npt.NDArray[np.complex64],
+        shape: tuple[int, int],
+    ) -> npt.NDArray[np.float32]:
+        cross = new * old.conj()
+        cross *= self._low_pass / np.maximum(np.abs(cross), 1e-12)
+        correlation: npt.NDArray[np.float32] = fft.irfft2(cross, s=shape)
+        return correlation
 
 
 def _subpixel(correlation: npt.NDArray[Any], row: int, column: int, axis: int) -> float:

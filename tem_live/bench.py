@@ -119,12 +119,15 @@ def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, float
         with backend.compute():
             backend.finish()
 
+    def analyse() -> None:
+        drift.update(backend.download(slot.electrons), backend.download(slot.restored))
+
     stages = {
         "driver": driver_ms,
         "upload": _median_ms(upload),
         "calibrate": _median_ms(calibrate),
         "restore": _median_ms(restore),
-        "analyse": _median_ms(lambda: drift.update(backend.download(slot.restored))),
+        "analyse": _median_ms(analyse),
         "download": _median_ms(lambda: backend.download(slot.restored)),
     }
     restored = backend.download(slot.restored)

@@ -533,10 +533,14 @@ class Processor:
                 self.first_restored = self.first_restored or now
                 self.last_restored = now
         drift = None
-        if restorer and isinstance(slot.restored, np.ndarray):
-            drift = self._drift.update(slot.restored)
-        elif restorer:
-            drift = self._drift.update(stream.ring.backend.download(slot.restored))
+        if restorer:
+            planes = (slot.electrons, slot.restored)
+            drift = self._drift.update(
+                *(
+                    plane if isinstance(plane, np.ndarray) else stream.ring.backend.download(plane)
+                    for plane in planes
+                )
+            )
         return replace(
             info,
             dose_e_per_px=dose,

@@ -64,6 +64,28 @@ def test_noise_alone_has_no_drift():
     assert set(found[1:]) == {None}
 
 
+def test_what_a_restorer_makes_of_noise_has_no_drift():
+    random = np.random.default_rng(7)
+    drift = DriftEstimator()
+    found = []
+    for _ in range(20):
+        noise = random.poisson(100, (512, 512)).astype(np.float32)
+        found.append(drift.update(noise, ndimage.gaussian_filter(noise, 6)))
+    assert found[0] == (0.0, 0.0)
+    assert set(found[1:]) == {None}
+
+
+def test_the_restored_frame_tells_a_shift_that_the_raw_one_hides():
+    random = np.random.default_rng(8)
+    scene = ndimage.gaussian_filter(random.standard_normal((600, 600)), 6) * 2 + 5
+    drift = DriftEstimator()
+    for shift in (0, 3, 6):
+        truth = scene[shift : shift + 512, :512].astype(np.float32)
+        raw = random.poisson(truth.clip(0)).astype(np.float32)
+        found = drift.update(raw, truth)
+    assert found == pytest.approx((-6, 0), abs=0.3)
+
+
 def test_drift_goes_on_over_a_frame_that_shows_nothing():
     random = np.random.default_rng(6)
     scene = ndimage.gaussian_filter(random.standard_normal((300, 300)), 4) * 40 + 10
