@@ -235,10 +235,8 @@ def _find(name: str) -> tuple[str, str]:
     if name and shipped.is_file():
         return shipped.read_text(encoding="utf-8"), f"{name}.toml"
     known = profile_names()
-    hint = _closest(name, known)
     raise ProfileError(
-        f"no profile named '{name}'{hint}; known: {', '.join(known)} "
-        "(or give the path of a .toml file)"
+        f"no profile named '{name}'{_closest(name, known)} (or give the path of a .toml file)"
     )
 
 
