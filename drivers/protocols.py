@@ -1,7 +1,8 @@
 """What a camera, a column and their frames look like to the rest of the program.
 
 A driver is a plain class that has these methods; it inherits nothing. What a column can do is told
-by what it implements (`Blanker`, `DoseRateControl`), never by a flag. Life of a camera::
+by what it implements (`Blanker`, `DoseRateControl`, `Magnification`, ...), never by a flag.
+`ColumnParts` asks once. Life of a camera::
 
     camera = SimCamera(SimCamera.Options(...))   # touches no hardware
     camera.open()                                # connects
@@ -68,6 +69,10 @@ class CameraCapabilities:
         Whether a read-out region can be set.
     has_exposure : bool
         Whether the exposure can be set at all (a folder of files has none).
+    counting_rate_limit_e_per_px_s : float or None
+        Of a counting camera: dose rate in e-/px/s of an unbinned pixel above which it counts
+        noticeably fewer electrons than came, because two that coincide are counted as one. None
+        for an integrating camera, or where it is not known.
     """
 
     name: str
@@ -77,6 +82,7 @@ class CameraCapabilities:
     binnings: tuple[int, ...] = (1,)
     has_roi: bool = False
     has_exposure: bool = True
+    counting_rate_limit_e_per_px_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +223,15 @@ class HasTruth(Protocol):
 
 
 @runtime_checkable
+class HasTrueFluence(Protocol):
+    """A simulated camera that knows what its specimen has really taken."""
+
+    @property
+    def true_fluence_e_per_A2(self) -> float:
+        """Incident fluence until now in e-/A^2, beam between and without frames included."""
+
+
+@runtime_checkable
 class Column(Protocol):
     """A microscope column. What it can do is told by which of the protocols below it has too.
 
@@ -255,15 +270,131 @@ class Simulated(Protocol):
 
 
 @runtime_checkable
-class DoseRateControl(Protocol):
-    """A column whose dose rate at the specimen can be read and set."""
+class BlankerLatency(Protocol):
+    """A blanker that tells how late it is."""
+
+    @property
+    def blanker_latency_s(self) -> float:
+        """Seconds that the beam may stay on after `Blanker.set_blanked` has returned."""
+
+
+@runtime_checkable
+class DoseRate(Protocol):
+    """A column that tells the dose rate at the specimen."""
 
     @property
     def dose_rate_e_per_A2_s(self) -> float:
         """Incident dose rate at the specimen in e-/A^2/s with the beam unblanked, read back."""
 
+
+@runtime_checkable
+class DoseRateControl(DoseRate, Protocol):
+    """A column whose dose rate at the specimen can be read and set."""
+
     def set_dose_rate(self, dose_rate_e_per_A2_s: float) -> float:
         """Set the incident dose rate; returns what the column took, in e-/A^2/s."""
+
+
+@runtime_checkable
+class SpotSize(Protocol):
+    """A column whose spot size (the excitation of the first condenser lens) can be set.
+
+    It sets the beam's current: by the makers' custom a higher number is less of it.
+    """
+
+    @property
+    def spot_sizes(self) -> tuple[int, ...]:
+        """The numbers that are accepted, ascending."""
+
+    @property
+    def spot_size(self) -> int:
+        """The number, read back."""
+
+    def set_spot_size(self, spot_size: int) -> int:
+        """Set it; returns what the column took. Raises `RefusedError` for what it does not."""
+
+
+@runtime_checkable
+class Magnification(Protocol):
+    """A column whose magnification can be set, and means a pixel size."""
+
+    @property
+    def magnification(self) -> float:
+        """Nominal magnification, read back."""
+
+    @property
+    def pixel_size_nm(self) -> float | None:
+        """Calibrated size of an **unbinned** camera pixel at the specimen in nm; None: unknown."""
+
+    def set_magnification(self, magnification: float) -> float:
+        """Set it; returns what the column took. Raises `RefusedError` for what it does not."""
+
+
+@runtime_checkable
+class BeamArea(Protocol):
+    """A column that knows how much of the specimen is lit: with the current, a dose rate."""
+
+    @property
+    def beam_area_nm2(self) -> float | None:
+        """Illuminated area at the specimen in nm^2; None where it is not calibrated."""
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """A column whose stage can be moved."""
+
+    @property
+    def stage_position_um(self) -> tuple[float, float]:
+        """(x, y) of the stage in µm, read back."""
+
+    def move_stage(self, x_um: float, y_um: float) -> tuple[float, float]:
+        """Move it there and wait; returns (x, y) where it stands, in µm."""
+
+
+@runtime_checkable
+class BeamShift(Protocol):
+    """A column whose beam can be shifted across the specimen."""
+
+    @property
+    def beam_shift_nm(self) -> tuple[float, float]:
+        """(x, y) of the beam's shift at the specimen in nm, read back."""
+
+    def set_beam_shift(self, x_nm: float, y_nm: float) -> tuple[float, float]:
+        """Shift it; returns what the column took, (x, y) in nm."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnParts:
+    """What a column can do, found out once; each None where it cannot.
+
+    Asking for a protocol may ask the device (Python 3.11 looks at the properties themselves), so
+    this is done when a column was just opened, and never on the way to blanking the beam.
+    """
+
+    blanker: Blanker | None = None
+    blanker_latency: BlankerLatency | None = None
+    dose_rate: DoseRate | None = None
+    dose_rate_control: DoseRateControl | None = None
+    spot_size: SpotSize | None = None
+    magnification: Magnification | None = None
+    beam_area: BeamArea | None = None
+    stage: Stage | None = None
+    beam_shift: BeamShift | None = None
+
+    @classmethod
+    def of(cls, column: object) -> ColumnParts:
+        """The parts of an opened column; none of None."""
+        return cls(
+            column if isinstance(column, Blanker) else None,
+            column if isinstance(column, BlankerLatency) else None,
+            column if isinstance(column, DoseRate) else None,
+            column if isinstance(column, DoseRateControl) else None,
+            column if isinstance(column, SpotSize) else None,
+            column if isinstance(column, Magnification) else None,
+            column if isinstance(column, BeamArea) else None,
+            column if isinstance(column, Stage) else None,
+            column if isinstance(column, BeamShift) else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
