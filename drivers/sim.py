@@ -12,6 +12,7 @@ binning, X-ray hits, read noise, noise of whole rows, pedestal, clipping.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import bisect_right
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import special
+from scipy import ndimage, special
 
 from tem_live.drivers.checks import check_buffer, check_settings
 from tem_live.drivers.protocols import (
@@ -45,6 +46,8 @@ from tem_live.errors import (
 EXPOSURE_RANGE_S = (0.001, 10.0)
 BINNINGS = (1, 2, 4)
 SATURATION_COUNTS = 65535
+ELEMENTARY_CHARGE_C = 1.602176634e-19
+"""Exact; SI brochure, 9th edition, section 2.2."""
 
 
 class _Options(BaseModel):
@@ -54,16 +57,19 @@ class _Options(BaseModel):
 class SimMicroscope:
     """The beam that camera and column share: its dose rate, its blanker, and its history.
 
-    Thread-safe. The history makes it possible to ask later how much a past exposure got.
+    Thread-safe. The history makes it possible to ask later how much a past exposure got. The beam
+    is parallel: magnifying more lights no less of the specimen, and a pixel gets fewer electrons.
 
     Parameters
     ----------
     pixel_size_nm : float
-        Size of an unbinned pixel at the specimen in nm.
+        Size of an unbinned pixel at the specimen in nm, unmagnified.
     dose_rate_e_per_A2_s : float
         Incident dose rate at the start, in e-/A^2/s.
     clock : callable
         Time in seconds from any origin.
+    beam_area_nm2 : float
+        How much of the specimen the beam lights, evenly, in nm².
     """
 
     def __init__(
@@ -71,8 +77,15 @@ class SimMicroscope:
         pixel_size_nm: float,
         dose_rate_e_per_A2_s: float,
         clock: Callable[[], float] = time.perf_counter,
+        beam_area_nm2: float = 1e4,
     ) -> None:
-        self.pixel_size_nm = pixel_size_nm
+        self.zoom = 1.0
+        """How many times more than at the start is magnified."""
+        self.beam_area_nm2 = beam_area_nm2
+        self.blanker_latency_s = 0.0
+        """How long the beam stays on after it was blanked."""
+        self._unzoomed_nm = pixel_size_nm
+        self._off_at = -math.inf
         self.clock = clock
         self._lock = threading.Lock()
         self._rate = dose_rate_e_per_A2_s
@@ -93,9 +106,24 @@ class SimMicroscope:
         """Whether the beam is off the specimen."""
         return self._blanked
 
-    def set_blanked(self, blanked: bool) -> None:
-        """Blank or unblank, at once."""
+    @property
+    def pixel_size_nm(self) -> float:
+        """Size of an unbinned pixel at the specimen in nm, as it is magnified now."""
+        return self._unzoomed_nm / self.zoom
+
+    @property
+    def current_A(self) -> float:
+        """Current of the whole beam below the blanker in ampere."""
         with self._lock:
+            self._settle()
+            rate_e_per_s = self._rates[-1] * self.beam_area_nm2 * 100
+        return rate_e_per_s * ELEMENTARY_CHARGE_C
+
+    def set_blanked(self, blanked: bool) -> None:
+        """Blank, which takes `blanker_latency_s`, or unblank, at once."""
+        with self._lock:
+            if blanked and not self._blanked:
+                self._off_at = self.clock() + self.blanker_latency_s
             self._blanked = blanked
             self._note()
 
@@ -118,15 +146,26 @@ class SimMicroscope:
     def fluence_at(self, time_s: float) -> float:
         """What the specimen had or will have taken at a time of `clock`, in e-/A^2."""
         with self._lock:
+            self._settle()
             last = max(bisect_right(self._times, time_s) - 1, 0)
             since_s = max(time_s - self._times[last], 0.0)
             return self._fluences[last] + since_s * self._rates[last]
 
     def _note(self) -> None:
         now = self.clock()
-        fluence = self._fluences[-1] + (now - self._times[-1]) * self._rates[-1]
-        self._times.append(now)
-        self._rates.append(self._rate if self._powered and not self._blanked else 0.0)
+        self._settle(now)
+        late = self._blanked and now < self._off_at
+        self._turn(now, self._rate if self._powered and (late or not self._blanked) else 0.0)
+
+    def _settle(self, now: float | None = None) -> None:
+        """Write down that a late blanker has taken the beam off, if it has by now."""
+        if self._blanked and self._rates[-1] and (now or self.clock()) >= self._off_at:
+            self._turn(max(self._off_at, self._times[-1]), 0.0)
+
+    def _turn(self, time_s: float, rate_e_per_A2_s: float) -> None:
+        fluence = self._fluences[-1] + (time_s - self._times[-1]) * self._rates[-1]
+        self._times.append(time_s)
+        self._rates.append(rate_e_per_A2_s)
         self._fluences.append(fluence)
         # Nobody asks for the far past; a script that blanks for days must not fill the memory.
         if len(self._times) > 100_000:
@@ -240,8 +279,12 @@ class SimCamera:
     def __init__(self, options: Options) -> None:
         self.options = options
         area_A2 = (options.specimen_pixel_nm * 10) ** 2
+        # A disc of 1.2 times the diagonal of the field.
+        diagonal_nm = math.hypot(*self._sensor) * options.specimen_pixel_nm
         self.microscope = SimMicroscope(
-            options.specimen_pixel_nm, options.beam_e_per_px_s / area_A2
+            options.specimen_pixel_nm,
+            options.beam_e_per_px_s / area_A2,
+            beam_area_nm2=math.pi / 4 * (1.2 * diagonal_nm) ** 2,
         )
         """The beam; `SimColumn` steers it."""
         self._lock = threading.Lock()
@@ -270,6 +313,11 @@ class SimCamera:
             binnings=BINNINGS,
             has_roi=True,
         )
+
+    @property
+    def true_fluence_e_per_A2(self) -> float:
+        """See `HasTrueFluence`."""
+        return self.microscope.true_fluence_e_per_A2
 
     @property
     def scene(self) -> Scene:
@@ -381,7 +429,9 @@ class SimCamera:
         """
         raw = meta.raw
         roi: Roi = tuple(raw["roi"])
-        expected = self._expected(roi, raw["specimen_time_s"], raw["fluence_e_per_A2"])
+        expected = self._expected(
+            roi, raw["specimen_time_s"], raw["fluence_e_per_A2"], raw.get("zoom", 1.0)
+        )
         expected *= np.float32(raw["incident_e_per_px"])
         return _binned(self._noise.blurred(expected), raw["binning"])
 
@@ -405,18 +455,24 @@ class SimCamera:
             frame_shape=(roi[2] // binning, roi[3] // binning),
             dtype=np.dtype(np.uint16),
             frame_interval_s=exposure_s + options.readout_s,
-            pixel_size_nm=options.specimen_pixel_nm * binning,
+            pixel_size_nm=self.microscope.pixel_size_nm * binning,
             counts_per_electron=options.gain_counts_per_electron,
             offset_counts=options.pedestal_counts,
             saturation_counts=SATURATION_COUNTS,
         )
 
-    def _expected(self, roi: Roi, time_s: float, fluence_e_per_A2: float) -> Plane:
+    def _expected(self, roi: Roi, time_s: float, fluence_e_per_A2: float, zoom: float) -> Plane:
         """Transmission of a region and of what its pixels get from beyond it by the blur."""
         margin = self._noise.margin
         top, left, height, width = roi
         window = Window(top - margin, left - margin, height + 2 * margin, width + 2 * margin)
-        expected = self.scene.transmission(window, time_s, fluence_e_per_A2)
+        if zoom == 1.0:
+            expected = self.scene.transmission(window, time_s, fluence_e_per_A2)
+        else:
+            field = Window(0, 0, *self._sensor)
+            expected = zoomed(
+                self.scene.transmission(field, time_s, fluence_e_per_A2), window, zoom
+            )
         if self._brightness != 1.0:
             expected *= np.float32(self._brightness)
         return expected
@@ -433,7 +489,8 @@ class SimCamera:
             run.specimen_time_s + sequence * state.frame_interval_s + state.exposure_s / 2
         )
         fluence = before + dose_e_per_A2 / 2
-        expected = self._expected(state.roi, specimen_time_s, fluence)
+        zoom = self.microscope.zoom
+        expected = self._expected(state.roi, specimen_time_s, fluence, zoom)
         expected *= np.float32(incident)
         rng = np.random.Generator(np.random.SFC64([self.options.seed, run.number, sequence]))
         self._noise.detect(expected, state, rng, buffer)
@@ -448,8 +505,37 @@ class SimCamera:
                 "specimen_time_s": specimen_time_s,
                 "incident_e_per_px": incident,
                 "fluence_e_per_A2": fluence,
+                **({} if zoom == 1.0 else {"zoom": zoom}),
             },
         )
+
+
+def zoomed(field: Plane, window: Window, zoom: float) -> Plane:
+    """A window of a periodic field that is magnified about its middle, by linear interpolation.
+
+    Parameters
+    ----------
+    field : ndarray
+        (H, W) float32, one period.
+    window : Window
+        What to compute, in magnified pixels.
+    zoom : float
+        How many times a structure is larger than in ``field``.
+    """
+    if zoom < 1:
+        # What falls into one pixel is averaged, for its mean must not change.
+        field = ndimage.gaussian_filter(field, 0.4 / zoom, mode="wrap")
+    middle = (np.array(field.shape) - 1) / 2
+    offset = middle + (np.array(window[:2]) - middle) / zoom
+    out: Plane = ndimage.affine_transform(
+        field,
+        np.full(2, 1 / zoom),
+        offset,
+        output_shape=(window.height, window.width),
+        order=1,
+        mode="grid-wrap",
+    )
+    return out
 
 
 class Detector:
@@ -718,7 +804,7 @@ def _binned(plane: Plane, binning: int) -> Plane:
 
 
 class SimColumn:
-    """The column of the simulated microscope: a fast blanker and the dose rate.
+    """The column of the simulated microscope: a blanker, dose rate, spot size, magnification.
 
     Parameters
     ----------
@@ -742,10 +828,19 @@ class SimColumn:
             Highest dose rate that is accepted, in e-/A^2/s; the lowest is 0.
         found_blanked : bool
             Whether the beam is off the specimen when the program connects.
+        blanker_latency_s : float
+            How long the beam stays on after it was blanked, in seconds.
+        magnification : float
+            Nominal magnification at which a pixel is ``camera.specimen_pixel_nm`` large.
         """
 
         max_dose_rate_e_per_A2_s: float = Field(default=1e6, gt=0, le=1e9)
         found_blanked: bool = True
+        blanker_latency_s: float = Field(default=0.0, ge=0, le=5)
+        magnification: float = Field(default=50_000.0, gt=0, le=1e8)
+
+    ZOOMS = (1 / 16, 16.0)
+    """Range of the magnification relative to that of the options."""
 
     def __init__(self, options: Options, camera: object) -> None:
         if not isinstance(camera, SimCamera):
@@ -755,6 +850,8 @@ class SimColumn:
             )
         self._options = options
         self._microscope = camera.microscope
+        self._microscope.blanker_latency_s = options.blanker_latency_s
+        self._spot_size = 3
         self._open = False
         if options.found_blanked:
             self._microscope.set_blanked(True)
@@ -800,6 +897,61 @@ class SimColumn:
             )
         self._microscope.set_dose_rate(float(dose_rate_e_per_A2_s))
         return self._microscope.dose_rate_e_per_A2_s
+
+    @property
+    def blanker_latency_s(self) -> float:
+        """See `BlankerLatency`."""
+        return self._options.blanker_latency_s
+
+    @property
+    def beam_area_nm2(self) -> float:
+        """See `BeamArea`; the same at every magnification."""
+        return self._microscope.beam_area_nm2
+
+    @property
+    def spot_sizes(self) -> tuple[int, ...]:
+        """See `SpotSize`."""
+        return tuple(range(1, 12))
+
+    @property
+    def spot_size(self) -> int:
+        """See `SpotSize`."""
+        self._must_be_open()
+        return self._spot_size
+
+    def set_spot_size(self, spot_size: int) -> int:
+        """See `SpotSize`; the next higher number halves the current."""
+        self._must_be_open()
+        if spot_size not in self.spot_sizes:
+            raise RefusedError(f"spot size {spot_size} is out of range; there are 1 to 11")
+        rate = self.dose_rate_e_per_A2_s * 2.0 ** (self._spot_size - spot_size)
+        self.set_dose_rate(rate)
+        self._spot_size = spot_size
+        return spot_size
+
+    @property
+    def magnification(self) -> float:
+        """See `Magnification`."""
+        self._must_be_open()
+        return self._options.magnification * self._microscope.zoom
+
+    @property
+    def pixel_size_nm(self) -> float:
+        """See `Magnification`."""
+        self._must_be_open()
+        return self._microscope.pixel_size_nm
+
+    def set_magnification(self, magnification: float) -> float:
+        """See `Magnification`. The dose rate per area stays: the beam is parallel."""
+        self._must_be_open()
+        low, high = (zoom * self._options.magnification for zoom in self.ZOOMS)
+        if not low <= magnification <= high:
+            raise RefusedError(
+                f"magnification {magnification:g} is out of range; "
+                f"the column takes {low:g} to {high:g}"
+            )
+        self._microscope.zoom = magnification / self._options.magnification
+        return self.magnification
 
     def _must_be_open(self) -> None:
         if not self._open:

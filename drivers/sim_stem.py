@@ -205,6 +205,11 @@ class SimStem:
         )
 
     @property
+    def true_fluence_e_per_A2(self) -> float:
+        """See `HasTrueFluence`."""
+        return self.microscope.true_fluence_e_per_A2
+
+    @property
     def scene(self) -> Scene:
         """The specimen. Raises `NotConnectedError` before the first `open`."""
         if self._scene is None:

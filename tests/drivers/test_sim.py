@@ -575,3 +575,58 @@ def test_closed_column_says_so() -> None:
 def test_column_of_another_camera_is_refused() -> None:
     with pytest.raises(NotConnectedError, match="simulated camera"):
         SimColumn(SimColumn.Options(), object())
+
+
+def test_a_late_blanker_lets_the_beam_through_for_its_latency() -> None:
+    bench = Bench()
+    column = column_of(bench.camera, blanker_latency_s=0.25, found_blanked=False)
+    beam, clock, before = bench.beam, bench.clock, bench.beam.true_fluence_e_per_A2
+    column.set_dose_rate(100.0)
+    column.set_blanked(True)
+    clock.now += 0.1
+    column.set_dose_rate(200.0)
+    clock.now += 10
+    assert beam.true_fluence_e_per_A2 - before == pytest.approx(100 * 0.1 + 200 * 0.15)
+    assert beam.current_A == 0
+    # Unblanked before the blanker had moved: it was never off.
+    column.set_blanked(False)
+    clock.now += 1
+    column.set_blanked(True)
+    clock.now += 0.1
+    column.set_blanked(False)
+    clock.now += 1
+    assert beam.true_fluence_e_per_A2 - before == pytest.approx(40 + 200 * 2.1)
+
+
+def test_spot_size_halves_the_current() -> None:
+    bench = Bench()
+    column = column_of(bench.camera, found_blanked=False)
+    column.set_dose_rate(100.0)
+    current_A = bench.beam.current_A
+    assert current_A == pytest.approx(100 * 100 * column.beam_area_nm2 * 1.602176634e-19)
+    assert column.set_spot_size(5) == column.spot_size == 5
+    assert column.dose_rate_e_per_A2_s == pytest.approx(25.0)
+    assert bench.beam.current_A == pytest.approx(current_A / 4)
+    with pytest.raises(RefusedError, match="spot size"):
+        column.set_spot_size(0)
+
+
+def test_magnification_enlarges_the_image_and_thins_its_dose() -> None:
+    bench = Bench(scene="lattice", drift_nm_per_s=(0.0, 0.0), wander_nm=0.0, mtf_sigma_px=0.0)
+    column = column_of(bench.camera, found_blanked=False)
+    _, (meta, *_) = bench.frames(1)
+    unmagnified = bench.camera.truth(meta)
+    assert column.set_magnification(2 * column.magnification) == column.magnification
+    pixel_nm = bench.options.specimen_pixel_nm / 2
+    assert column.pixel_size_nm == pytest.approx(pixel_nm)
+    assert bench.camera.configure(CameraSettings(0.1)).pixel_size_nm == pytest.approx(pixel_nm)
+    magnified, (meta, *_) = bench.frames(4)
+    # The middle quarter of the field before, twice as large.
+    truth = bench.camera.truth(meta)
+    assert truth.mean() == pytest.approx(magnified.mean(), rel=0.01)
+    quarter = slice(SIDE // 4, 3 * SIDE // 4)
+    assert truth.mean() == pytest.approx(unmagnified[quarter, quarter].mean() / 4, rel=0.02)
+    binned = truth.reshape(SIDE // 2, 2, SIDE // 2, 2).sum(axis=(1, 3))
+    assert np.corrcoef(binned.ravel(), unmagnified[quarter, quarter].ravel())[0, 1] > 0.95
+    with pytest.raises(RefusedError, match="magnification"):
+        column.set_magnification(1.0)
