@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers import dectris_wire as wire
 from tem_live.drivers.checks import check_buffer, check_settings
+from tem_live.drivers.families import Family, Fields
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -50,6 +51,31 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     16: np.dtype(np.uint16),
     32: np.dtype(np.uint32),
 }
+
+
+def _answers(fields: Fields) -> bool:
+    """Whether a detector control unit is there; any web server may listen on its port."""
+    line = http.client.HTTPConnection(
+        str(fields.get("host", "127.0.0.1")), int(fields.get("port", 80)), timeout=0.5
+    )
+    try:
+        line.request("GET", "/detector/api/version/")
+        return "value" in json.loads(line.getresponse().read(4096))
+    except (OSError, ValueError, TypeError, http.client.HTTPException):
+        return False
+    finally:
+        line.close()
+
+
+FAMILY = Family(
+    "dectris",
+    packages=("zmq", "imagecodecs", "cbor2"),
+    install='pip install "tem-live[dectris]"',
+    # LiberTEM-live's simulator answers on port 8910.
+    reach=lambda fields: _answers(fields) or _answers({"port": 8910}),
+    start="switch the detector on and set camera.host in a profile 'dectris' of your own",
+    tested_against="LiberTEM-live 0.3.0's simulator (legacy stream); no camera hardware",
+)
 
 
 class DectrisOptions(BaseModel):

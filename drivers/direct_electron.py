@@ -22,6 +22,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers.checks import check_buffer, check_settings
+from tem_live.drivers.families import Family, listens
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -40,6 +41,16 @@ from tem_live.errors import (
 _SLICE_S = 0.2
 """Longest single wait inside the server, so that a stop need not wait for a long exposure."""
 _FRAME_NUMBER_BYTES = 8
+
+FAMILY = Family(
+    "direct-electron",
+    packages=("deapi",),
+    install='pip install "tem-live[direct-electron]"',
+    reach=lambda fields: listens(fields, port=13240),
+    start="start DE-Server, or: de-twin serve --deapi 13240 --soap 5002 --host 127.0.0.1",
+    tested_against="de-twin 0.3.0; no camera hardware",
+    profile="de-twin",
+)
 
 
 class DirectElectronOptions(BaseModel):

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers import merlin_wire as wire
 from tem_live.drivers.checks import check_buffer, check_settings
+from tem_live.drivers.families import Family, listens
 from tem_live.drivers.merlin_raw import DTYPES
 from tem_live.drivers.protocols import (
     CameraCapabilities,
@@ -51,6 +52,13 @@ _WITHOUT_END = 1_000_000_000
 _PIECE_BYTES = 1 << 20
 _TRIGGER_START = {"internal": "0", "external": "1", "soft": "5"}
 """TRIGGERSTART: at once, rising edge, SOFTTRIGGER (ADMerlin, instamatic camera_merlin.py)."""
+
+FAMILY = Family(
+    "merlin",
+    reach=lambda fields: listens(fields, port=6341),
+    start="start Merlin's software and set camera.host in a profile 'merlin' of your own",
+    tested_against="LiberTEM-live 0.3.0's simulator; no camera hardware",
+)
 
 
 class MerlinOptions(BaseModel):

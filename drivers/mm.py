@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers.checks import check_buffer, check_settings
+from tem_live.drivers.families import Family, Fields
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -43,6 +44,26 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     2: np.dtype(np.uint16),
     4: np.dtype(np.uint32),
 }
+
+
+def _has_adapters(fields: Fields) -> bool:
+    """Whether the core finds device adapters of its own version, and one of them loads."""
+    import pymmcore
+
+    core = pymmcore.CMMCore()
+    core.setDeviceAdapterSearchPaths([_adapters(fields.get("micromanager_path"))])
+    return bool(core.getAvailableDevices(str(fields.get("adapter", "DemoCamera"))))
+
+
+FAMILY = Family(
+    "micro-manager",
+    packages=("pymmcore",),
+    install='pip install "tem-live[mm]"',
+    reach=_has_adapters,
+    start='pip install "tem-live[mm]", or install Micro-Manager and set camera.micromanager_path',
+    tested_against="Micro-Manager's DemoCamera in process; no camera hardware",
+    profile="mm-demo",
+)
 
 
 class MMOptions(BaseModel):

@@ -198,7 +198,11 @@ def doctor(json_: JsonOption = False) -> None:
     """Say which camera families are installed and reachable, and how to mend what is not."""
     from tem_live.doctor import examine
 
-    _print(examine(), json_)
+    rows = examine()
+    if not json_:
+        columns = ("name", "installed", "reachable", "missing", "mend")
+        rows = [{column: row[column] for column in columns} for row in rows]
+    _print(rows, json_)
 
 
 @app.command()
