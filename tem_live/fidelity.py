@@ -36,7 +36,15 @@ from scipy import fft, ndimage
 
 from tem_live.errors import InputError
 
-__all__ = ["Fidelity", "FidelityMeter", "Verdict", "judge_counted", "judge_successive", "thinned"]
+__all__ = [
+    "Fidelity",
+    "FidelityMeter",
+    "PairFigures",
+    "Verdict",
+    "judge_counted",
+    "judge_successive",
+    "thinned",
+]
 
 Plane = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -142,6 +150,39 @@ class Fidelity:
     fixed_pattern: float
 
 
+@dataclass(frozen=True)
+class PairFigures:
+    """What one pair told by itself; whoever follows a change weighs several of them anew.
+
+    Attributes
+    ----------
+    dose_e_per_px : float
+        Mean of its frames.
+    noise_e2 : float
+        Variance of the raw half.
+    mse_e2, mse_error_e2 : float
+        Mean squared error of the restored half without bias, and its standard error.
+    frequency : ndarray (K,)
+        Of the rings, in cycles per pixel.
+    count : ndarray (K,)
+        Independent coefficients of each ring.
+    signal, noise, restored, confirmed : ndarray (K,)
+        Power per coefficient in e-²: what the raw halves share (Re a b*), of their noise, of the
+        restored halves, and what restored and raw other half share (Re r(a) b*).
+    """
+
+    dose_e_per_px: float
+    noise_e2: float
+    mse_e2: float
+    mse_error_e2: float
+    frequency: Floats
+    count: Floats
+    signal: Floats
+    noise: Floats
+    restored: Floats
+    confirmed: Floats
+
+
 def thinned(counts: npt.NDArray[Any], rng: np.random.Generator) -> tuple[Plane, Plane]:
     """Deal the electrons of a counted frame out to two halves, each electron by the toss of a coin.
 
@@ -206,6 +247,12 @@ class FidelityMeter:
         self._wave_confirmed: Floats = np.zeros(0)
         self._wave_signal: Floats = np.zeros(0)
         self._sums: dict[str, Floats] = {}
+        self._last: PairFigures | None = None
+
+    @property
+    def last_pair(self) -> PairFigures | None:
+        """What the pair that was added last told by itself; None before the first."""
+        return self._last
 
     def add(
         self,
@@ -298,6 +345,8 @@ class FidelityMeter:
         for restored, _, other in ways:
             error += (restored - other) ** 2 / np.float32(len(ways))
         self._error.add(error - noise)
+        pair_error = _Tiles()
+        pair_error.add(error - noise)
         # Only where the blur of the same frame is at hand: one way of a moved pair.
         lead = np.zeros(a.shape, np.float32)
         blurred = [(r, o, m) for r, m, o in ways if m is not None]
@@ -305,7 +354,19 @@ class FidelityMeter:
             blur = _blurred(own, sigma)
             lead += ((blur - other) ** 2 - (restored - other) ** 2) / np.float32(len(blurred))
         self._lead.add(lead)
-        self._add_spectra(a, b, restored_a, restored_b, unmoved)
+        parts = self._add_spectra(a, b, restored_a, restored_b, unmoved)
+        self._last = PairFigures(
+            dose_e_per_px=0.5 * float(a.mean(dtype=np.float64) + b.mean(dtype=np.float64)),
+            noise_e2=float(noise.mean(dtype=np.float64)),
+            mse_e2=pair_error.mean,
+            mse_error_e2=pair_error.error,
+            frequency=self._rings.frequency,
+            count=self._rings.count / _HANN,
+            signal=parts["signal"],
+            noise=parts["noise"],
+            restored=parts["restored"],
+            confirmed=parts["confirmed"],
+        )
 
     def _add_spectra(
         self,
@@ -314,7 +375,7 @@ class FidelityMeter:
         restored_a: Plane,
         restored_b: Plane,
         unmoved: tuple[Plane, Plane],
-    ) -> None:
+    ) -> dict[str, Floats]:
         if self._rings.shape != a.shape:
             self._rings = _Rings(a.shape)
             # Another drift leaves another inner part: single waves are looked for anew in it.
@@ -351,6 +412,7 @@ class FidelityMeter:
                 place = np.linspace(0, len(value) - 1, len(before))
                 value = np.interp(place, np.arange(len(value)), value)
             self._sums[name] = value if before is None else before + value
+        return parts
 
     def estimate(self) -> Fidelity:
         """Judge what was taken in so far.
