@@ -107,7 +107,7 @@ class ModelCard(BaseModel):
     parameters: int = 0
     gmac_512: float = 0.0
     receptive_field_px: int | None = None
-    architecture: dict[str, list[int]] = Field(default_factory=dict)
+    architecture: dict[str, bool | list[int]] = Field(default_factory=dict)
     scores: tuple[Score, ...] = ()
     training: str = ""
     recipe: str = ""

@@ -101,6 +101,9 @@ class DoseUNet(nn.Module):
         Channels at 1/4, 1/8, 1/16, ... of the resolution.
     blocks : sequence of int
         Residual blocks on the way down at each level (the last: at the bottom).
+    waves : bool
+        Whether the network is also given the waves of the frame (`tem_live.models.waves`). It says
+        pixel by pixel how much of them is believed, beside what it restores itself.
 
     Notes
     -----
@@ -117,13 +120,16 @@ class DoseUNet(nn.Module):
         self,
         widths: Sequence[int] = (48, 96, 128, 192),
         blocks: Sequence[int] = (1, 1, 1, 2),
+        waves: bool = False,
     ) -> None:
         super().__init__()
         self.hadamard: Tensor
+        self.waves = waves
+        parts = 2 if waves else 1
         self.widths = tuple(widths)
         self.blocks = tuple(blocks)
         self.register_buffer("hadamard", _hadamard(), persistent=False)
-        self.head = nn.Conv2d(BLOCK * BLOCK, widths[0], 3, padding=1)
+        self.head = nn.Conv2d(parts * BLOCK * BLOCK, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
         self.encoders = nn.ModuleList(
@@ -137,17 +143,20 @@ class DoseUNet(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, -4.0)
         self.gain = nn.Sequential(nn.Linear(CONDITIONS, 32), nn.ReLU(), last)
-        self.tail = nn.Conv2d(widths[0], BLOCK * BLOCK, 3, padding=1)
+        self.tail = nn.Conv2d(widths[0], parts * BLOCK * BLOCK, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         assert self.tail.bias is not None
         nn.init.zeros_(self.tail.bias)
+        with torch.no_grad():
+            # The waves come in little by little.
+            self.tail.bias[BLOCK * BLOCK :] = -3.0
 
     @property
     def multiple(self) -> int:
         """Frames must be a multiple of this many pixels in height and width."""
         return int(BLOCK * 2 ** (len(self.widths) - 1))
 
-    def forward(self, blocks: Tensor, vector: Tensor) -> Tensor:
+    def forward(self, blocks: Tensor, vector: Tensor, waves: Tensor | None = None) -> Tensor:
         """Restore frames.
 
         Parameters
@@ -156,13 +165,16 @@ class DoseUNet(nn.Module):
             float32 (N, 16, h, w): (frame - mean) / sigma after ``pixel_unshuffle(4)``.
         vector : Tensor
             float32 (N, 16), see `conditions`.
+        waves : Tensor, optional
+            float32 (N, 16, h, w): `tem_live.models.waves.lattice_waves` of the frame in the same
+            unit, after ``pixel_unshuffle(4)``; needed where the network was built with them.
 
         Returns
         -------
         Tensor
             float32 (N, 16, h, w), the specimen in the same unit.
         """
-        x = self.head(blocks)
+        x = self.head(torch.cat([blocks, waves], dim=1) if waves is not None else blocks)
         skips: list[Tensor] = []
         last = len(self.widths) - 1
         for level, stage in enumerate(self.encoders):
@@ -176,6 +188,9 @@ class DoseUNet(nn.Module):
             for block in self.decoders[level]:  # type: ignore[attr-defined]
                 x = block(x, vector)
         out: Tensor = self.tail(x)
+        if waves is not None:
+            out, believed = out.split(BLOCK * BLOCK, dim=1)
+            out = out + torch.sigmoid(believed) * waves
         return out.add_(self.linear(blocks, vector))
 
     def linear(self, blocks: Tensor, vector: Tensor) -> Tensor:

@@ -47,8 +47,9 @@ def count_gmac(network: DoseUNet, size: int = 512) -> float:
     layers = [m for m in probe.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     hooks = [m.register_forward_hook(count) for m in layers]
     # With gradients on, blocks call their layers as modules, so that every hook fires.
+    blocks = torch.zeros(1, BLOCK**2, size // BLOCK, size // BLOCK)
     with torch.enable_grad():
-        probe(torch.zeros(1, BLOCK**2, size // BLOCK, size // BLOCK), torch.zeros(1, CONDITIONS))
+        probe(blocks, torch.zeros(1, CONDITIONS), *([blocks] if network.waves else []))
     for hook in hooks:
         hook.remove()
     # The noise spectrum is 15 x 16 products for each block, the linear path 16 x 16.
@@ -71,7 +72,7 @@ def receptive_field_px(network: DoseUNet) -> int:
             parameter.fill_(1e-2)
     side = 192
     x = torch.ones(1, BLOCK**2, side, side, requires_grad=True)
-    y = probe(x, torch.zeros(1, CONDITIONS))
+    y = probe(x, torch.zeros(1, CONDITIONS), *([torch.ones_like(x)] if network.waves else []))
     extent = 0
     # How far it reaches depends on where in the coarsest cell the output lies.
     for offset in (0, probe.multiple // BLOCK - 1):
@@ -144,8 +145,9 @@ def publish(
         raise InputError(f"no {weights}; train first")
     with safe_open(weights, "pt") as stream:
         metadata = stream.metadata()
-    shape = {key: list(json.loads(metadata[key])) for key in ("widths", "blocks")}
-    network = DoseUNet(shape["widths"], shape["blocks"])
+    shape: dict[str, Any] = {key: list(json.loads(metadata[key])) for key in ("widths", "blocks")}
+    shape["waves"] = bool(json.loads(metadata.get("waves", "false")))
+    network = DoseUNet(shape["widths"], shape["blocks"], shape["waves"])
     try:
         network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
     except RuntimeError as error:

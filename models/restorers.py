@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -231,15 +232,18 @@ class _NetworkRestorer(Restorer):
         step = self._network.multiple
         height, width = (-(-side // step) * step // BLOCK for side in shape)
         with torch.device("meta"):
-            twin = DoseUNet(self._network.widths, self._network.blocks)
+            net = self._network
+            twin = DoseUNet(net.widths, net.blocks, net.waves)
             # Two frames: for a single one the layers are passed by, see `network._Block`.
             blocks = torch.empty(2, BLOCK * BLOCK, height, width)
-            return count_macs(twin, blocks, torch.empty(2, CONDITIONS)) / 2e9
+            waves = [blocks] if net.waves else []
+            return count_macs(twin, blocks, torch.empty(2, CONDITIONS), *waves) / 2e9
 
     def _restore_finite(self, frame: torch.Tensor, mean: float, out: torch.Tensor) -> None:
         import torch
 
         from tem_live.models.spectrum import bragg_part
+        from tem_live.models.waves import lattice_waves
 
         height, width = frame.shape
         padded = self._fit(frame)
@@ -264,10 +268,13 @@ class _NetworkRestorer(Restorer):
             out.copy_(frame)
             return
         blocks = (blocks - mean) / sigma
+        parts = [blocks]
+        if self._network.waves:
+            parts.append(_blocks(lattice_waves(((padded - mean) / sigma)[None])[0]))
         if max(height, width) > _TILE_PX:
-            restored = self._tiled(blocks, vector)
+            restored = self._tiled(parts, vector)
         else:
-            restored = self._network(blocks, vector)
+            restored = self._network(blocks, vector, *parts[1:])
         image = _image(restored)[:height, :width]
         periodic = bragg_part((frame - mean) / sigma - image)
         if periodic is not None:
@@ -313,8 +320,11 @@ class _NetworkRestorer(Restorer):
         )[0, 0, :height, :width]
         torch.add(large, mean - large.mean(), out=out)
 
-    def _tiled(self, blocks: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-        """Run the network tile by tile; tiles overlap so that no seam is left."""
+    def _tiled(self, parts: Sequence[torch.Tensor], vector: torch.Tensor) -> torch.Tensor:
+        """Run the network tile by tile; tiles overlap so that no seam is left.
+
+        The parts are the blocks of the frame and, where the network takes them, of its waves.
+        """
         import torch
 
         from tem_live.models.network import BLOCK
@@ -322,13 +332,14 @@ class _NetworkRestorer(Restorer):
         step = self._network.multiple // BLOCK
         core = max(_TILE_PX // BLOCK // step, 1) * step
         halo = max(_HALO_PX // BLOCK // step, 1) * step
-        result = torch.empty_like(blocks)
-        height, width = blocks.shape[-2:]
+        result = torch.empty_like(parts[0])
+        height, width = result.shape[-2:]
         for y in range(0, height, core):
             for x in range(0, width, core):
                 y0, x0 = max(y - halo, 0), max(x - halo, 0)
                 y1, x1 = min(y + core + halo, height), min(x + core + halo, width)
-                tile = self._network(blocks[..., y0:y1, x0:x1], vector)
+                frame, *waves = (part[..., y0:y1, x0:x1] for part in parts)
+                tile = self._network(frame, vector, *waves)
                 ye, xe = min(y + core, height), min(x + core, width)
                 result[..., y:ye, x:xe] = tile[..., y - y0 : ye - y0, x - x0 : xe - x0]
         return result
@@ -603,7 +614,8 @@ def _make_network(card: ModelCard) -> torch.nn.Module:
         return CGRDN()
     from tem_live.models.network import DoseUNet
 
-    return DoseUNet(card.architecture["widths"], card.architecture["blocks"])
+    shape = card.architecture
+    return DoseUNet(shape["widths"], shape["blocks"], bool(shape.get("waves", False)))
 
 
 def _make_restorer(card: ModelCard, device: str, network: Any) -> Restorer:

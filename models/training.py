@@ -49,6 +49,7 @@ class NetworkRecipe(_Strict):
 
     widths: tuple[int, ...] = (48, 96, 128, 192)
     blocks: tuple[int, ...] = (1, 1, 1, 2)
+    waves: bool = False
 
 
 class DataRecipe(_Strict):
@@ -223,7 +224,7 @@ class _Run:
         net = recipe.network
 
         def build() -> DoseUNet:
-            fresh = DoseUNet(net.widths, net.blocks)
+            fresh = DoseUNet(net.widths, net.blocks, net.waves)
             return fresh.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
         self.network = build()
@@ -256,6 +257,7 @@ class _Run:
         from torch.nn import functional
 
         from tem_live.models.network import BLOCK, block_bands, conditions
+        from tem_live.models.waves import lattice_waves
 
         rate = self.rate()
         for group in self.optimiser.param_groups:
@@ -268,7 +270,12 @@ class _Run:
             sigma = sigma.clamp_min(1e-3)
         shift, unit = mean[:, None, None, None], sigma[:, None, None, None]
         z = ((x - shift) / unit).contiguous(memory_format=torch.channels_last)
-        out = self.network(z, vector)
+        waves = None
+        if self.recipe.network.waves:
+            with torch.no_grad():
+                image = functional.pixel_shuffle(z, BLOCK)[:, 0]
+                waves = functional.pixel_unshuffle(lattice_waves(image)[:, None], BLOCK)
+        out = self.network(z, vector, waves)
         error = (out - (y - shift) / unit).square().mean(dim=(1, 2, 3)) * sigma.square()
         ratio = error / torch.from_numpy(scale).to(self.device)
         # The root tempers scenes that are far worse than blurring; the geometric mean is judged.
@@ -455,6 +462,7 @@ def _export(run: _Run, folder: Path) -> Path:
             "architecture": "DoseUNet",
             "widths": json.dumps(net.widths),
             "blocks": json.dumps(net.blocks),
+            "waves": json.dumps(net.waves),
             "step": str(run.step),
         },
     )
