@@ -1,0 +1,154 @@
+"""Incident fluence: the dose rate at the specimen, integrated while the beam is on it.
+
+What a detector sees misses what the specimen scatters out of its way and all that comes while no
+frame is taken. `BeamClock` counts what comes in instead: it is told when the beam goes on and off
+and when its dose rate changes, and knows the fluence at any time. Where it is in doubt it counts
+too much: the session says "on" before it unblanks, and "off" after the blanker has answered, plus
+the blanker's latency.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+
+_KEPT = 20_000
+"""Changes of the beam that are remembered; frames are booked within a few of them."""
+
+
+class BeamClock:
+    """Integrates the dose rate over the time that the beam was on. Thread-safe.
+
+    Parameters
+    ----------
+    clock : callable
+        Monotonic time in seconds from any origin.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._on = False
+        self._off_at = -math.inf
+        self._rate: float | None = None
+        self._known = False
+        # From each time on, until the next: the dose rate, and the fluence at its beginning.
+        self._times = [clock()]
+        self._rates = [0.0]
+        self._fluences = [0.0]
+
+    def now(self) -> float:
+        """Time in seconds, as it is to be given to the other methods."""
+        return self._clock()
+
+    @property
+    def on(self) -> bool:
+        """Whether the beam was last said to be on the specimen."""
+        return self._on
+
+    @property
+    def rate_e_per_A2_s(self) -> float | None:
+        """Incident dose rate with the beam on in e-/A^2/s; None where nobody knows it."""
+        return self._rate
+
+    @property
+    def fluence_e_per_A2(self) -> float | None:
+        """Incident fluence until now in e-/A^2; None if no rate was ever known."""
+        return self.fluence_at(self._clock()) if self._known else None
+
+    def set_rate(self, rate_e_per_A2_s: float | None) -> None:
+        """From now on the dose rate is this one, beam on or off; None where it is unknown."""
+        with self._lock:
+            self._rate = rate_e_per_A2_s
+            self._known = self._known or rate_e_per_A2_s is not None
+            self._note(self._clock())
+
+    def turn_on(self) -> None:
+        """The beam is on from now."""
+        with self._lock:
+            self._on = True
+            self._note(self._clock())
+
+    def turn_off(self, at_s: float | None = None) -> None:
+        """The beam goes off at a time of the clock, which may lie ahead; by default now.
+
+        Where it was off already nothing changes.
+        """
+        with self._lock:
+            now = self._clock()
+            if self._on:
+                self._off_at = now if at_s is None else at_s
+            self._on = False
+            self._note(min(now, self._off_at))
+
+    def fluence_at(self, time_s: float) -> float:
+        """Incident fluence in e-/A^2 at a time of the clock, not after now."""
+        with self._lock:
+            self._settle(self._clock())
+            last = max(bisect_right(self._times, time_s) - 1, 0)
+            since_s = max(time_s - self._times[last], 0.0)
+            return self._fluences[last] + since_s * self._rates[last]
+
+    def seconds_until(self, fluence_e_per_A2: float) -> float:
+        """Seconds until the fluence is reached if all stays as it is; infinite with no beam."""
+        with self._lock:
+            now = self._clock()
+            self._settle(now)
+            rate = self._rates[-1]
+            missing = fluence_e_per_A2 - self._fluences[-1] - (now - self._times[-1]) * rate
+        if missing <= 0:
+            return 0.0
+        return missing / rate if rate > 0 else math.inf
+
+    def _note(self, now: float) -> None:
+        self._settle(now)
+        flows = self._on or now < self._off_at
+        self._append(now, (self._rate or 0.0) if flows else 0.0)
+
+    def _settle(self, now: float) -> None:
+        """Write down that a late blanker has taken the beam off, if it has by now."""
+        if not self._on and self._rates[-1] and now >= self._off_at:
+            self._append(self._off_at, 0.0)
+
+    def _append(self, time_s: float, rate_e_per_A2_s: float) -> None:
+        # Two threads may note the same change in the other order: time does not go back.
+        time_s = max(time_s, self._times[-1])
+        self._fluences.append(self._fluences[-1] + (time_s - self._times[-1]) * self._rates[-1])
+        self._times.append(time_s)
+        self._rates.append(rate_e_per_A2_s)
+        if len(self._times) > _KEPT:
+            for history in (self._times, self._rates, self._fluences):
+                del history[: _KEPT // 2]
+
+
+class FrameTimes:
+    """When frames ended, from when they arrived and how long they are apart.
+
+    A frame can wait in the camera's buffer before it is fetched, but never arrives early: what it
+    arrives after its turn, counted in frame intervals, is no less than the true delay. The least
+    of the last `WINDOW` frames is taken for it, so that a burst of late frames is told apart from
+    a camera whose clock runs slower than it says.
+
+    Parameters
+    ----------
+    interval_s : float
+        Time from one frame to the next in seconds.
+    """
+
+    WINDOW = 64
+
+    def __init__(self, interval_s: float) -> None:
+        self.interval_s = interval_s
+        self._delays: list[float] = []
+        self._last = -math.inf
+
+    def ended(self, sequence: int, arrival_s: float) -> float:
+        """Time at which the frame of that number ended; no earlier than the one before it."""
+        turn_s = (sequence + 1) * self.interval_s
+        self._delays.append(arrival_s - turn_s)
+        del self._delays[: -self.WINDOW]
+        self._last = max(self._last, min(turn_s + min(self._delays), arrival_s))
+        return self._last
