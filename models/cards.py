@@ -56,7 +56,7 @@ class ModelCard(BaseModel):
         Short name (what `load_restorer` takes), one line, version of the weights.
     default : bool
         The restorer used where none is named; exactly one of those that ship.
-    kind : {"network", "temporal", "gaussian", "none"}
+    kind : {"network", "views", "temporal", "gaussian", "none"}
         What does the work.
     network : {"dose_unet", "unet_resnet18", "cgrdn"}
         Which network, where it is one.
@@ -98,7 +98,7 @@ class ModelCard(BaseModel):
     title: str
     version: str = "1"
     default: bool = False
-    kind: Literal["network", "temporal", "gaussian", "none"] = "network"
+    kind: Literal["network", "views", "temporal", "gaussian", "none"] = "network"
     network: Literal["dose_unet", "unet_resnet18", "cgrdn"] = "dose_unet"
     modality: str = "TEM and STEM, single frames"
     doses_e_per_px: tuple[float, float] | None = None
