@@ -1,0 +1,488 @@
+"""The dose ledger: what each specimen area has taken, on disk, across sessions.
+
+One folder an area, one file a session, one JSON object a line, in the order in which it happened:
+
+- ``{"ledger": 1, "area": ..., "profile": ..., "began": ..., "before_e_per_A2": ...}`` first;
+- ``{"exposure": N, ...}``: a run of N frames (null: without end), with its cost before it is taken;
+- ``{"beam": "on" | "off", ...}``: the beam came on, or went off the specimen;
+- ``{"frame": id, ...}``: a frame was finished, and is booked with the time since the one before;
+- ``{"rest": true, ...}``: what came in after the last frame is booked.
+
+All but the first have ``time_s`` (``time.time()``); the last three have ``total_e_per_A2`` of the
+session and ``source``, ``incident`` or ``detected``; the last two have ``e_per_A2``, which add up
+to the total. Lines are only ever added. Each is handed to the operating system at once, so that a
+program that is killed loses none, and forced onto the disk within `SYNC_S`, so that a host that
+stops loses no more than that. A line that was cut short is the last one and is ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import io
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+
+from tem_live.errors import InputError, RecordingError
+
+DoseSource = Literal["incident", "detected"]
+
+SYNC_S = 1.0
+"""Longest time between a line and its being forced onto the disk, in seconds."""
+
+UNNAMED = "unnamed"
+"""Folder of the sessions that named no area."""
+
+_PREFIX = "area-"
+_TAIL_BYTES = 1 << 16
+COLUMNS = (
+    "area",
+    "session",
+    "profile",
+    "event",
+    "time",
+    "frame",
+    "e_per_A2",
+    "total_e_per_A2",
+    "source",
+    "dose_rate_e_per_A2_s",
+    "exposure_s",
+)
+"""Columns of the exported table."""
+
+
+@dataclass(frozen=True)
+class AreaSummary:
+    """What one specimen area has taken.
+
+    Attributes
+    ----------
+    area : str or None
+        Its name; None for the sessions without one, which are not added up for any budget.
+    sessions, frames : int
+        How many of each.
+    fluence_e_per_A2 : float
+        Sum of all that was booked, in e-/A^2.
+    last : str or None
+        Local time of the last booking, ISO 8601.
+    open_since : str or None
+        Local time of the last booking of a session that did not say that the beam went off: it
+        was killed, or goes on. What came in after it is not in the sum.
+    """
+
+    area: str | None
+    sessions: int
+    frames: int
+    fluence_e_per_A2: float
+    last: str | None
+    open_since: str | None
+
+
+class Ledger:
+    """The ledger of one session on one area. Any thread may book.
+
+    Parameters
+    ----------
+    area : str or None
+        Name of the specimen area; what earlier sessions booked on it counts on. None: a file of
+        its own that no other session adds to.
+    profile : str
+        Name of the instrument's profile.
+    on_error : callable of RecordingError
+        Called once when the ledger cannot be written; bookings go on in memory.
+    folder : Path, optional
+        Where ledgers are; by default the user's data folder.
+
+    Raises
+    ------
+    InputError
+        The name cannot be that of a folder.
+    RecordingError
+        Earlier sessions on this area cannot be read.
+    """
+
+    def __init__(
+        self,
+        area: str | None,
+        profile: str,
+        on_error: Callable[[RecordingError], None] = lambda error: None,
+        folder: Path | None = None,
+    ) -> None:
+        self.area = area
+        self._profile = profile
+        self._on_error = on_error
+        self._folder = area_folder(area, folder)
+        earlier = summarise(area, folder) if area is not None else None
+        self.before_e_per_A2 = earlier.fluence_e_per_A2 if earlier else 0.0
+        """What earlier sessions booked on this area, in e-/A^2."""
+        self.open_since = earlier.open_since if earlier else None
+        """See `AreaSummary.open_since`."""
+        self.path: Path | None = None
+        """File of this session, once something was booked."""
+        self._total = 0.0
+        self._file: io.FileIO | None = None
+        self._broken = False
+        self._closed = False
+        self._lock = threading.Lock()
+        self._dirty = threading.Event()
+        self._ending = threading.Event()
+        self._syncer: threading.Thread | None = None
+
+    @property
+    def total_e_per_A2(self) -> float:
+        """What was booked in this session, in e-/A^2."""
+        return self._total
+
+    def exposure(
+        self,
+        frames: int | None,
+        exposure_s: float,
+        cost_e_per_A2: float | None,
+        left_e_per_A2: float | None,
+    ) -> None:
+        """Write down a run before it is taken: its length and what it will cost, if known."""
+        self._write(
+            {
+                "exposure": frames,
+                "time_s": time.time(),
+                "exposure_s": exposure_s,
+                "cost_e_per_A2": cost_e_per_A2,
+                "left_e_per_A2": left_e_per_A2,
+            }
+        )
+
+    def beam(
+        self,
+        on: bool,
+        total_e_per_A2: float,
+        source: DoseSource,
+        dose_rate_e_per_A2_s: float | None,
+    ) -> None:
+        """Write down that the beam came on, or went off; the next booking is that of a frame."""
+        self._write(
+            {
+                "beam": "on" if on else "off",
+                "time_s": time.time(),
+                "total_e_per_A2": _digits(total_e_per_A2),
+                "source": source,
+                "dose_rate_e_per_A2_s": dose_rate_e_per_A2_s,
+            }
+        )
+
+    def frame(self, frame_id: int, total_e_per_A2: float, source: DoseSource) -> None:
+        """Book all up to the end of a frame.
+
+        Parameters
+        ----------
+        frame_id : int
+            The frame's id in the session.
+        total_e_per_A2 : float
+            Fluence of the session until then, in e-/A^2.
+        source : {"incident", "detected"}
+            Whether it is what came in, or what the camera saw of it.
+        """
+        self._book({"frame": frame_id}, total_e_per_A2, source)
+
+    def rest(self, total_e_per_A2: float, source: DoseSource) -> None:
+        """Book what came in since the last frame, if anything did."""
+        if total_e_per_A2 > self._total:
+            self._book({"rest": True}, total_e_per_A2, source)
+
+    def close(self) -> None:
+        """Force the rest onto the disk and close the file; idempotent."""
+        self._ending.set()
+        self._dirty.set()
+        if self._syncer is not None:
+            self._syncer.join()
+        with self._lock:
+            file, self._file = self._file, None
+            self._closed = True
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.fsync(file.fileno())
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _book(self, what: dict[str, Any], total: float, source: DoseSource) -> None:
+        with self._lock:
+            booked = max(total - self._total, 0.0)
+            self._total = max(total, self._total)
+            self._put(
+                {
+                    **what,
+                    "time_s": time.time(),
+                    "e_per_A2": _digits(booked),
+                    "total_e_per_A2": _digits(self._total),
+                    "source": source,
+                }
+            )
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self._lock:
+            self._put(entry)
+
+    def _put(self, entry: dict[str, Any]) -> None:
+        if self._broken or self._closed:
+            return
+        try:
+            if self._file is None:
+                self._file = self._begin()
+            _put_line(self._file, entry)
+        except OSError as error:
+            self._broken = True
+            self._on_error(
+                RecordingError(
+                    f"the dose ledger {self.path or self._folder} cannot be written: "
+                    f"{error.strerror or error}; make room there, the dose is counted in memory "
+                    "alone until then"
+                )
+            )
+        else:
+            self._dirty.set()
+
+    def _begin(self) -> io.FileIO:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        began = datetime.now()
+        stem = f"{began:%Y%m%dT%H%M%S}-{os.getpid()}"
+        for number in range(1000):
+            path = self._folder / (f"{stem}-{number}.jsonl" if number else f"{stem}.jsonl")
+            with contextlib.suppress(FileExistsError):
+                file = path.open("xb", buffering=0)
+                break
+        else:
+            raise FileExistsError(f"there are a thousand ledgers of {stem}")
+        self.path = path
+        self._file = file
+        _put_line(
+            file,
+            {
+                "ledger": 1,
+                "area": self.area,
+                "profile": self._profile,
+                "began": began.isoformat(timespec="seconds"),
+                "before_e_per_A2": _digits(self.before_e_per_A2),
+            },
+        )
+        self._syncer = threading.Thread(target=self._sync, name="tem-live ledger", daemon=True)
+        self._syncer.start()
+        return file
+
+    def _sync(self) -> None:
+        # Not on the thread that books: forcing a line onto the disk can take longer than a frame.
+        while not self._ending.is_set():
+            self._dirty.wait()
+            self._dirty.clear()
+            file = self._file
+            if file is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    os.fsync(file.fileno())
+            self._ending.wait(SYNC_S)
+
+
+def ledger_folder() -> Path:
+    """Where ledgers are, in the user's data folder."""
+    return Path(platformdirs.user_data_dir("tem_live", appauthor=False)) / "ledger"
+
+
+def area_folder(area: str | None, folder: Path | None = None) -> Path:
+    """Folder of one area's ledgers. Raises `InputError` for a name that cannot be one."""
+    base = folder or ledger_folder()
+    if area is None:
+        return base / UNNAMED
+    check_area(area)
+    return base / (_PREFIX + area)
+
+
+def check_area(area: str) -> str:
+    """The name of an area as it was given. Raises `InputError` where it cannot be a folder's."""
+    if re.fullmatch(r"\w([\w.+-]{0,62}\w)?", area) is None:
+        raise InputError(
+            f"{area!r} cannot name a specimen area; use up to 64 letters, digits, '-', '_', '+' "
+            "or '.', such as grid3-square5"
+        )
+    return area
+
+
+def areas(folder: Path | None = None) -> list[str]:
+    """Names of the areas that have a ledger, sorted."""
+    base = folder or ledger_folder()
+    return sorted(path.name.removeprefix(_PREFIX) for path in base.glob(f"{_PREFIX}*"))
+
+
+def summarise(area: str | None, folder: Path | None = None) -> AreaSummary:
+    """What an area has taken so far.
+
+    Raises
+    ------
+    InputError
+        The name cannot be an area's.
+    RecordingError
+        A ledger cannot be read.
+    """
+    sessions, frames, fluence = 0, 0, 0.0
+    last: float | None = None
+    still_open: float | None = None
+    for path in _files(area, folder):
+        session = _Session()
+        for entry in _tail(path):
+            session.take(entry)
+        sessions += 1
+        frames += _count_frames(path)
+        fluence += session.total
+        if session.time_s is not None and session.time_s >= (last or 0.0):
+            last = session.time_s
+            still_open = session.time_s if session.on else None
+    return AreaSummary(area, sessions, frames, fluence, _iso(last), _iso(still_open))
+
+
+def entries(area: str | None, folder: Path | None = None) -> Iterator[dict[str, Any]]:
+    """All that was written for an area, oldest first, by the keys of `COLUMNS`."""
+    for path in _files(area, folder):
+        profile = None
+        for entry in _read(path):
+            if "ledger" in entry:
+                profile = entry.get("profile")
+                continue
+            kinds = ("frame", "rest", "beam", "exposure")
+            event = next((kind for kind in kinds if kind in entry), "unknown")
+            yield {
+                "area": area,
+                "session": path.stem,
+                "profile": profile,
+                "event": f"beam {entry['beam']}" if event == "beam" else event,
+                "time": _iso(entry.get("time_s"), "milliseconds"),
+                "frame": entry.get("frame"),
+                "e_per_A2": entry.get("e_per_A2"),
+                "total_e_per_A2": entry.get("total_e_per_A2"),
+                "source": entry.get("source"),
+                "dose_rate_e_per_A2_s": entry.get("dose_rate_e_per_A2_s"),
+                "exposure_s": entry.get("exposure_s"),
+            }
+
+
+def export_csv(out: Path, area: str | None, folder: Path | None = None) -> int:
+    """Write an area's ledger as a table; returns the number of its rows.
+
+    Raises
+    ------
+    InputError
+        There is something at ``out``, or there is no such area.
+    RecordingError
+        The table cannot be written, or a ledger not be read.
+    """
+    if not _files(area, folder):
+        raise InputError(_no_such_area(area, folder))
+    try:
+        with out.open("x", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            rows = 0
+            for entry in entries(area, folder):
+                writer.writerow(entry)
+                rows += 1
+    except FileExistsError:
+        raise InputError(f"{out} exists; choose another name") from None
+    except OSError as error:
+        raise RecordingError(f"{out} cannot be written: {error.strerror or error}") from None
+    return rows
+
+
+def _no_such_area(area: str | None, folder: Path | None) -> str:
+    if area is None:
+        return "no session without an area's name has booked anything"
+    known = areas(folder)
+    named = f"there are {', '.join(known)}" if known else "none has a ledger yet (set dose.area)"
+    return f"no ledger of area '{area}'; {named}"
+
+
+class _Session:
+    """What the entries of one file add up to."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.time_s: float | None = None
+        self.on: bool | None = None
+
+    def take(self, entry: dict[str, Any]) -> None:
+        total, when = entry.get("total_e_per_A2"), entry.get("time_s")
+        if isinstance(total, int | float):
+            self.total = max(self.total, float(total))
+        if isinstance(when, int | float):
+            self.time_s = float(when)
+        if self.on is None and "frame" in entry and entry.get("source") == "incident":
+            # The line that says so is further back than was read.
+            self.on = True
+        if "beam" in entry:
+            self.on = entry["beam"] == "on"
+
+
+def _files(area: str | None, folder: Path | None) -> list[Path]:
+    return sorted(area_folder(area, folder).glob("*.jsonl"))
+
+
+def _tail(path: Path) -> list[dict[str, Any]]:
+    """The last whole entries of a file: the totals stand in each."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            begin = max(0, size - _TAIL_BYTES)
+            file.seek(begin)
+            data = file.read()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    lines = data.split(b"\n")
+    return _parsed(lines[1:] if begin else lines)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        return _parsed(path.read_bytes().split(b"\n"))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _count_frames(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            return sum(line.startswith(b'{"frame":') and line.endswith(b"}\n") for line in file)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> RecordingError:
+    return RecordingError(f"the dose ledger {path} cannot be read: {error.strerror or error}")
+
+
+def _parsed(lines: list[bytes]) -> list[dict[str, Any]]:
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                found.append(entry)
+    return found
+
+
+def _put_line(file: io.FileIO, entry: dict[str, Any]) -> None:
+    line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    if file.write(line) != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.9g}")
+
+
+def _iso(time_s: float | None, spec: str = "seconds") -> str | None:
+    return None if time_s is None else datetime.fromtimestamp(time_s).isoformat(timespec=spec)
