@@ -1,0 +1,118 @@
+"""Vendors' libraries (DLLs, shared objects) through ctypes: finding them and their functions.
+
+Only 64-bit Python is served, where Windows has one calling convention.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tem_live.errors import NotConnectedError
+
+Prototypes = Mapping[str, tuple[Any, Sequence[Any]]]
+"""Result type and argument types of each function, by its name."""
+
+Loader = Callable[[], Any]
+"""Gives the library, an object with its functions as attributes."""
+
+
+def loader(
+    names: Sequence[str], path: str | None, folders: Sequence[str | Path], mend: str
+) -> Loader:
+    """How to find a library.
+
+    Parameters
+    ----------
+    names : sequence of str
+        File names that it has, on Windows and on Linux.
+    path : str or None
+        The file itself, where the user named one.
+    folders : sequence of path
+        Where the vendor's installer puts it; ``PATH`` and the system's folders are looked at too.
+    mend : str
+        What to do when it is not there.
+
+    Returns
+    -------
+    callable
+        Loads it. Raises `NotConnectedError`.
+    """
+
+    def load() -> Any:
+        why = "not found"
+        for candidate in candidates(names, path, folders):
+            try:
+                return ctypes.CDLL(candidate)
+            except OSError as error:
+                if Path(candidate).is_file():
+                    why = " ".join(str(error).split())
+        raise NotConnectedError(f"{path or names[0]} cannot be loaded ({why}); {mend}")
+
+    return load
+
+
+def candidates(names: Sequence[str], path: str | None, folders: Sequence[str | Path]) -> list[str]:
+    """The files and names to try, in order; see `loader`."""
+    if path is not None:
+        return [path]
+    found = [str(Path(folder) / name) for folder in folders for name in names]
+    on_path = [shutil.which(name) for name in names if os.name == "nt"]
+    return [
+        *(file for file in found if Path(file).is_file()),
+        *(file for file in on_path if file),
+        # The system's own search: System32, the loader's cache.
+        *names,
+    ]
+
+
+def is_installed(names: Sequence[str], path: str | None, folders: Sequence[str | Path]) -> bool:
+    """Whether such a library can be loaded, without asking it for anything."""
+    try:
+        loader(names, path, folders, "")()
+    except NotConnectedError:
+        return False
+    return True
+
+
+def declare(library: Any, prototypes: Prototypes) -> Any:
+    """Tell ctypes the functions' types. Raises `NotConnectedError` where one is missing."""
+    for name, (result, arguments) in prototypes.items():
+        try:
+            function = getattr(library, name)
+        except AttributeError:
+            raise NotConnectedError(
+                f"the library has no function {name}; install the vendor's current version"
+            ) from None
+        function.restype = result
+        function.argtypes = list(arguments)
+    return library
+
+
+def rows_at(
+    address: int, height: int, row_bytes: int, width: int, dtype: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    """The image at an address of another's memory, a view (height, width) of ``dtype``.
+
+    Parameters
+    ----------
+    address : int
+        Where its first pixel is.
+    height, width : int
+        Its size in pixels.
+    row_bytes : int
+        From one row to the next, in bytes; what is more than the pixels is left out.
+    dtype : numpy dtype
+        Of a pixel.
+    """
+    memory = (ctypes.c_ubyte * (height * row_bytes)).from_address(address)
+    rows = np.frombuffer(memoryview(memory), np.uint8).reshape(height, row_bytes)
+    image: npt.NDArray[Any] = rows[:, : width * dtype.itemsize].view(dtype)
+    return image
