@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from tem_live.errors import InputError, TemLiveError
-from tem_live.models import cameras, scores, testscenes
+from tem_live.models import cameras, evaluate_columns, scores, testscenes
 from tem_live.models.restorers import Restorer, default_restorer, load_restorer
 
 __all__ = [
@@ -30,10 +30,12 @@ __all__ = [
     "CAMERAS",
     "Options",
     "bm3d_restore",
+    "check",
     "evaluate",
     "evaluate_pair",
     "evaluate_scenes",
     "main",
+    "methods_of",
     "nlm_restore",
     "summarise",
     "tables",
@@ -89,6 +91,8 @@ class Options:
         "auto", "cpu" or "cuda".
     picture : Path or None
         PNG to write, see `evaluate`.
+    columns : bool
+        Score atom columns instead of the scenes, see `tem_live.models.evaluate_columns`.
     """
 
     models: tuple[str, ...] = ()
@@ -103,6 +107,7 @@ class Options:
     counts_per_electron: float = 1.0
     device: str = "auto"
     picture: Path | None = None
+    columns: bool = False
 
 
 def _stabilised(frame: Array, denoise: Callable[[npt.NDArray[np.float64]], Any]) -> Array:
@@ -385,7 +390,9 @@ def load_references(folder: Path) -> dict[str, Array]:
     return out
 
 
-def _methods(options: Options) -> dict[str, Method]:
+def methods_of(options: Options) -> dict[str, Method]:
+    """Load the restorers and the baselines that are methods of their own, by name."""
+
     def wrap(restorer: Restorer) -> Method:
         return lambda frame: np.asarray(restorer.restore(frame), dtype=np.float32)
 
@@ -401,7 +408,7 @@ def _methods(options: Options) -> dict[str, Method]:
     return methods
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
     """Raise `InputError` for what cannot be evaluated, before anything is computed."""
     for word, given, known in (
         ("baseline", options.baselines, BASELINES),
@@ -445,19 +452,26 @@ def evaluate(options: Options, say: Callable[[str], None] | None = None) -> dict
     -------
     dict
         ``summary`` (see `summarise`), ``rows`` (see `evaluate_scenes`), ``pair`` (see
-        `evaluate_pair`; None without one) and ``picture``: None, or its ``path``, ``columns`` and
-        ``rows``. It shows the middle of each scene at each dose, with the first camera and seed,
-        all in the grey levels of the truth.
+        `evaluate_pair`; None without one), ``columns`` (rows of
+        `tem_live.models.evaluate_columns.evaluate_columns`, None where not asked for; the scenes
+        are then left out) and ``picture``: None, or its ``path``, ``columns`` and ``rows``. It
+        shows the middle of each scene at each dose, with the first camera and seed, all in the grey
+        levels of the truth.
 
     Raises
     ------
     InputError
         Something in `options` is unknown or missing.
     """
-    _check(options)
-    methods = _methods(options)
+    check(options)
+    methods = methods_of(options)
     references = load_references(options.references) if options.references else None
     frames = load_pair(options.pair, options.counts_per_electron) if options.pair else None
+    if options.columns:
+        found = evaluate_columns.evaluate_columns(
+            methods, doses=options.doses, size=options.size, seeds=options.seeds, say=say
+        )
+        return {"summary": [], "rows": [], "pair": None, "columns": found, "picture": None}
     picture = _Picture()
     rows: list[dict[str, Any]] = []
     for camera in options.cameras:
@@ -490,6 +504,7 @@ def evaluate(options: Options, say: Callable[[str], None] | None = None) -> dict
         "summary": summarise(rows),
         "rows": rows,
         "pair": None if frames is None else _plain(evaluate_pair(methods, *frames)),
+        "columns": None,
         "picture": picture.write(options.picture) if options.picture else None,
     }
 
@@ -553,6 +568,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--nlm", action="store_true", help="non-local means too")
     parser.add_argument("--bm3d", action="store_true", help="BM3D too (slow)")
     parser.add_argument("--picture", type=Path, help="PNG of the middle of each scene")
+    parser.add_argument("--columns", action="store_true", help="atom columns instead of scenes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="one JSON value as the last line")
     given = parser.parse_args(argv)
@@ -569,6 +585,7 @@ def main(argv: list[str] | None = None) -> int:
         counts_per_electron=given.counts_per_electron,
         device=given.device,
         picture=given.picture,
+        columns=given.columns,
     )
     try:
         report = evaluate(options)
@@ -617,7 +634,8 @@ def tables(report: dict[str, Any]) -> list[list[dict[str, str]]]:
         }
         for name, row in (report["pair"] or {}).items()
     ]
-    return [table for table in (scenes, pair) if table]
+    columns = evaluate_columns.table(report["columns"] or [])
+    return [table for table in (scenes, pair, columns) if table]
 
 
 if __name__ == "__main__":

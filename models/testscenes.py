@@ -8,11 +8,19 @@ projected through their thickness, membranes are pairs of lines at a fixed dista
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["TEST_SCENES", "reference_scene"]
+__all__ = [
+    "LATTICE_SCENES",
+    "TEST_SCENES",
+    "ColumnScene",
+    "atom_columns",
+    "gaussian_columns",
+    "reference_scene",
+]
 
 Array = npt.NDArray[np.float64]
 Rng = np.random.Generator
@@ -176,8 +184,138 @@ TEST_SCENES: dict[str, Callable[[Rng, int], Array]] = {
 """Generators by name."""
 
 
+def _fringes(rng: Rng, size: int, angles: tuple[float, ...]) -> Array:
+    """A finite crystal whose fringes, and those of half their spacing, run along these angles."""
+    yy, xx = _axes(size)
+    period = 10.0 + rng.uniform(-0.4, 0.4)
+    image = np.zeros((size, size))
+    for angle in angles:
+        phase = 2 * np.pi * (np.cos(angle) * yy + np.sin(angle) * xx) / period + rng.uniform(0, 6)
+        image += 0.10 * np.cos(phase) + 0.05 * np.cos(2 * phase)
+    theta = np.arctan2(yy - 0.5 * size, xx - 0.45 * size)
+    outline = 0.36 + 0.03 * np.cos(3 * theta + rng.uniform(0, 6)) + 0.02 * np.cos(7 * theta)
+    distance = np.hypot(yy - 0.5 * size, xx - 0.45 * size) - outline * size
+    inside = 1 / (1 + np.exp(np.clip(distance / 1.5, -50.0, 50.0)))
+    return np.asarray((1 + image * inside) * (1 - 0.15 * inside))
+
+
+LATTICE_SCENES: dict[str, Callable[[Rng, int], Array]] = {
+    # Along y the intensity changes from row to row: the fringes lie along the rows.
+    "fringes_rows": lambda rng, size: _fringes(rng, size, (0.0,)),
+    "fringes_columns": lambda rng, size: _fringes(rng, size, (np.pi / 2,)),
+    "fringes_oblique": lambda rng, size: _fringes(rng, size, (0.41,)),
+    "fringes_crossed": lambda rng, size: _fringes(rng, size, (0.0, np.pi / 2)),
+    "columns": lambda rng, size: atom_columns(size, int(rng.integers(2**31))).image,
+}
+"""Lattices for the amplitudes of Bragg peaks; generators by name. Not among `TEST_SCENES`."""
+
+
+@dataclass(frozen=True)
+class ColumnScene:
+    """An atomic lattice of which every column is known.
+
+    Attributes
+    ----------
+    image : ndarray
+        float64 (size, size), mean 1: ``background`` plus a Gaussian for each column.
+    background : float
+        What the image is without columns.
+    sigma_px : float
+        Standard deviation of each column's Gaussian in pixels.
+    pitch_px : float
+        Distance between neighbouring columns in pixels.
+    places_px : ndarray
+        float64 (N, 2), centres of the columns as (y, x).
+    volumes : ndarray
+        float64 (N,), integral of each column over the pixels, in units of the image.
+    hosts : ndarray
+        float64 (N,), the integral that a column of the host would have there.
+    dopants : ndarray
+        bool (N,), which columns are not the host's.
+    vacancies_px : ndarray
+        float64 (M, 2), where a column is missing.
+    vacancy_hosts : ndarray
+        float64 (M,), the integral of the missing columns.
+    """
+
+    image: Array
+    background: float
+    sigma_px: float
+    pitch_px: float
+    places_px: Array
+    volumes: Array
+    hosts: Array
+    dopants: npt.NDArray[np.bool_]
+    vacancies_px: Array
+    vacancy_hosts: Array
+
+
+def gaussian_columns(
+    size: int, background: float, sigma_px: float, places_px: Array, volumes: Array
+) -> Array:
+    """Image of columns, float64 (size, size): see `ColumnScene`."""
+    image = np.full((size, size), background)
+    reach = int(np.ceil(6 * sigma_px))
+    for (y, x), volume in zip(places_px, volumes, strict=True):
+        rows = np.arange(max(int(y) - reach, 0), min(int(y) + reach + 2, size))
+        columns = np.arange(max(int(x) - reach, 0), min(int(x) + reach + 2, size))
+        along_y = np.exp(-0.5 * ((rows - y) / sigma_px) ** 2)
+        along_x = np.exp(-0.5 * ((columns - x) / sigma_px) ** 2)
+        patch = volume / (2 * np.pi * sigma_px**2) * np.outer(along_y, along_x)
+        image[rows[:, None], columns[None, :]] += patch
+    return image
+
+
+def atom_columns(size: int = 512, seed: int = 0) -> ColumnScene:
+    """Annular dark field of a crystal of two species with dopants, vacancies and a surface.
+
+    Columns are bright Gaussians on an even background, beyond the surface is vacuum. Every column
+    is off its place by 0.25 px at random and by a slow strain, the thickness varies by 20 %, 6 % of
+    the columns are dopants of 0.45 to 0.75 or 1.3 to 1.7 times the host's intensity, 2 % missing.
+    """
+    rng = np.random.default_rng([911, 6211, seed])
+    cell, sigma_px, background = 16.6, 2.2, 0.35
+    angle = rng.uniform(0.1, 0.35)
+    c, s = np.cos(angle), np.sin(angle)
+    reach = int(size / cell) + 2
+    i, j, species = np.meshgrid(
+        np.arange(-reach, reach), np.arange(-reach, reach), [0, 1], indexing="ij"
+    )
+    u, v = (i + 0.5 * species).ravel() * cell, (j + 0.5 * species).ravel() * cell
+    y, x = size / 2 + s * u + c * v, size / 2 + c * u - s * v
+    turn = rng.uniform(0, 2 * np.pi, 2)
+    strain = [1.0 * np.sin(2 * np.pi * (0.7 * y + 0.4 * x) / size + t) for t in turn]
+    surface = 0.76 * size + 0.12 * (y - size / 2) + 0.02 * size * np.sin(7 * y / size)
+    inside = (x < surface) & (np.minimum(y, x) > -6) & (y < size + 6)
+    host = 2 * np.pi * sigma_px**2 * np.where(species.ravel() == 0, 2.0, 1.1)
+    host *= 1 + 0.10 * np.sin(2 * np.pi * (0.5 * y - 0.8 * x) / size + turn[0])
+    places = np.stack([y + strain[0], x + strain[1]], axis=1) + rng.normal(0, 0.25, (y.size, 2))
+    draw = rng.random(y.size)
+    dopant = draw < 0.06
+    weight = np.where(
+        rng.random(y.size) < 0.5, rng.uniform(0.45, 0.75, y.size), rng.uniform(1.3, 1.7, y.size)
+    )
+    volume = host * np.where(dopant, weight, 1.0)
+    missing = inside & (draw > 0.98)
+    there = inside & ~missing
+    image = gaussian_columns(size, background, sigma_px, places[there], volume[there])
+    mean = float(image.mean())
+    return ColumnScene(
+        image=image / mean,
+        background=background / mean,
+        sigma_px=sigma_px,
+        pitch_px=cell * np.sqrt(0.5),
+        places_px=places[there],
+        volumes=volume[there] / mean,
+        hosts=host[there] / mean,
+        dopants=dopant[there],
+        vacancies_px=places[missing],
+        vacancy_hosts=host[missing] / mean,
+    )
+
+
 def reference_scene(name: str, size: int = 512, seed: int = 0) -> npt.NDArray[np.float32]:
     """Return the test scene of this name, float32 (size, size), mean 1."""
     key = sum(map(ord, name))
-    image = TEST_SCENES[name](np.random.default_rng([911, key, seed]), size)
+    image = {**TEST_SCENES, **LATTICE_SCENES}[name](np.random.default_rng([911, key, seed]), size)
     return np.asarray(image / image.mean(), dtype=np.float32)

@@ -117,6 +117,9 @@ def run(
     budget: Annotated[
         float | None, typer.Option(metavar="E_PER_A2", help="Stop at this fluence in e-/Å².")
     ] = None,
+    fidelity: Annotated[
+        bool, typer.Option("--fidelity", help="Judge the restored frames, and follow damage.")
+    ] = False,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -127,7 +130,7 @@ def run(
     if budget is not None:
         overrides.append(f"dose.budget_e_per_A2={budget!r}")
     loaded = _load(profile, overrides)
-    figures = acquire(loaded, frames, seconds, out, None if json_ else _progress)
+    figures = acquire(loaded, frames, seconds, out, None if json_ else _progress, fidelity)
     reason = figures["stop_reason"] or ""
     _print(figures, json_)
     if reason.startswith("error: "):
@@ -265,6 +268,9 @@ def evaluate(
     picture: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Save truth, raw and restored side by side.")
     ] = None,
+    columns: Annotated[
+        bool, typer.Option("--columns", help="Atom columns against the bound of the raw counts.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Score restorers and baselines on scenes whose truth is known."""
@@ -284,6 +290,7 @@ def evaluate(
         counts_per_electron=counts_per_electron,
         device=device,
         picture=picture,
+        columns=columns,
     )
     report = scoring.evaluate(options, None if json_ else _overwrite)
     if json_:
