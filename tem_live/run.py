@@ -12,6 +12,7 @@ from tem_live.errors import InputError
 from tem_live.paths import numbered
 from tem_live.profiles import Profile
 from tem_live.session import Frame, FrameInfo, RunStats, Session
+from tem_live.watch import WatchState, damage_as_dict, fidelity_as_dict
 
 SCORED_FRAMES = 8
 """Frames of a run with known truth that are scored; the best Gaussian of one takes a while."""
@@ -39,6 +40,7 @@ def run(
     seconds: float | None = None,
     out: Path | None = None,
     progress: Callable[[RunStats], None] | None = None,
+    fidelity: bool = False,
 ) -> dict[str, Any]:
     """Acquire without a window.
 
@@ -53,6 +55,8 @@ def run(
         inside.
     progress : callable of RunStats, optional
         Called about twice a second.
+    fidelity : bool
+        Judge the restored frames, and follow damage, while they come; see `tem_live.watch`.
 
     Returns
     -------
@@ -77,6 +81,7 @@ def run(
     with Session(profile) as session:
         recording = session.record(_target(out, profile)) if out is not None else None
         end = session.subscribe(sampler.receive, sampler.wants)
+        watch = session.watch() if fidelity else None
         try:
             session.start(frames, seconds)
             while not session.wait(0.5):
@@ -86,7 +91,14 @@ def run(
             session.stop("user")
         finally:
             end()
-        return _figures(session, sampler.frames, recording)
+        if watch is not None:
+            watch.close()
+        seen = WatchState() if watch is None else watch.state
+        return {
+            **_figures(session, sampler.frames, recording),
+            "fidelity": fidelity_as_dict(seen.fidelity),
+            "damage": damage_as_dict(seen.damage),
+        }
 
 
 def _target(out: Path, profile: Profile) -> Path:

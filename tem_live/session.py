@@ -42,6 +42,7 @@ from tem_live.errors import (
     CalibrationError,
     DeviceError,
     DisconnectedError,
+    InputError,
     RecordingError,
     RefusedError,
     TemLiveError,
@@ -56,6 +57,7 @@ from tem_live.threads import let_threads_sleep
 
 if TYPE_CHECKING:
     from tem_live.models import Restorer
+    from tem_live.watch import Watch
 
 __all__ = ["Frame", "FrameInfo", "RunStats", "Session", "SessionState", "open_session"]
 
@@ -129,6 +131,8 @@ class Session:
         self._references_taken: dict[Kind, Reference] = {}
         self._beam = Beam()
         self._emergencies = 0
+        self._watch: Watch | None = None
+        self._closing = contextlib.ExitStack()
         self.messages: deque[tuple[str, str]] = deque(maxlen=50)
         self._meter = DoseMeter(profile.dose.budget_e_per_A2)
         self._settings = CameraSettings(
@@ -485,6 +489,73 @@ class Session:
             return frame
         raise DeviceError(f"no frame was taken ({self.stats().stop_reason})")
 
+    # --------------------------------------------------------------------------------- watching
+
+    def watch(self, fidelity: bool = True, damage: bool = True) -> Watch:
+        """Judge the live frames: how far the restored ones can be believed, how the specimen fades.
+
+        Parameters
+        ----------
+        fidelity, damage : bool
+            What to judge. Without a restorer, or with one that uses the frames before, there is no
+            fidelity.
+
+        Returns
+        -------
+        Watch
+            Running, until it or the session is closed.
+        """
+        from tem_live.watch import Watch
+
+        self._must_be_open()
+        self._watch = Watch(self.subscribe, self._tell, self._restores_singly, fidelity, damage)
+        self._closing.callback(self._watch.close)
+        return self._watch
+
+    @property
+    def budget_e_per_A2(self) -> float | None:
+        """Fluence in e-/A^2 at which a run stops with the beam blanked; None for no limit."""
+        return self._meter.budget_e_per_A2
+
+    @budget_e_per_A2.setter
+    def budget_e_per_A2(self, value: float | None) -> None:
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise InputError(f"a budget of {value:g} e-/Å² is none; give a positive figure")
+        self._meter.budget_e_per_A2 = value
+
+    def take_critical_fluence_as_budget(self, cautious: bool = True) -> float:
+        """Make the critical fluence that a `watch` found the budget.
+
+        Parameters
+        ----------
+        cautious : bool
+            Take the lower end of its 95 % interval instead of the figure itself.
+
+        Returns
+        -------
+        float
+            The budget in e-/A^2. Where more is spent already, a run stops at its next frame.
+
+        Raises
+        ------
+        RefusedError
+            No critical fluence is known (yet).
+        """
+        damage = None if self._watch is None else self._watch.state.damage
+        if damage is None or not damage.known or damage.interval_e_per_A2 is None:
+            why = "nothing watches over the damage" if damage is None else damage.text
+            raise RefusedError(f"there is no critical fluence to take as the budget: {why}")
+        critical = damage.critical_fluence_e_per_A2
+        low = damage.interval_e_per_A2[0]
+        budget = low if cautious or critical is None else critical
+        self.budget_e_per_A2 = budget
+        self._tell("info", f"the budget is now {budget:.3g} e-/Å²")
+        return budget
+
+    def _restores_singly(self) -> bool:
+        card = self._restorer.card if self._restorer else None
+        return self._restorer is not None and (card is None or card.kind != "temporal")
+
     # -------------------------------------------------------------------------------- recording
 
     def record(self, path: str | Path) -> Path:
@@ -594,6 +665,7 @@ class Session:
                 return
             self._closed = True
         self._blank_quietly()
+        self._closing.close()
         self._acquisition.shut_down()
         self._processor.shut_down()
         self._writer.shut_down()
