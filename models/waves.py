@@ -64,50 +64,93 @@ def lattice_waves(frames: Tensor, window_px: int = WINDOW_PX) -> Tensor:
     # A margin of half a window on each side, and whole windows.
     bottom, right = hop + -height % hop, hop + -width % hop
     padded = functional.pad(frames[:, None], (hop, right, hop, bottom), mode="reflect")[:, 0]
-    taper = _taper(window_px, frames.device)
-    windows = padded.unfold(1, window_px, hop).unfold(2, window_px, hop)
-    spectrum = torch.fft.rfft2(windows * taper, norm="ortho")
-    power = spectrum.real.square().add_(spectrum.imag.square())
-    log = power.clamp_min(1e-12).log_()
-    log -= log.mean(dim=(3, 4), keepdim=True)
-    shape = log.mean(dim=(1, 2), keepdim=True)
-    log -= shape.mean(dim=3, keepdim=True) + shape.mean(dim=4, keepdim=True)
-    excess = log.sub_(_EULER).exp_()
-    excess *= _short_periods(window_px, frames.device)
-    keep = _beside(excess > _SURE) & (excess > _BESIDE)
-    gain = torch.where(keep, 1.0 - _SHRINK / excess, torch.zeros((), device=frames.device))
-    waves = torch.fft.irfft2(spectrum * gain, s=(window_px, window_px), norm="ortho")
-    whole = _overlap_add(waves.mul_(taper), hop)
+    basis, inverse = _basis(window_px, frames.device)
+    products = _products(padded, basis, hop)
+    half = hop + 1
+    cosine, sine = products[..., :half, :, :], products[..., half:, :, :]
+    cc, cs, sc, ss = cosine[..., :half], cosine[..., half:], sine[..., :half], sine[..., half:]
+    # Real and imaginary part of the coefficients with fy of the sign of fx, and of the other.
+    up, up_i, down, down_i = cc - ss, sc + cs, cc + ss, sc - cs
+    gain_up, gain_down = _gains(
+        up.square().addcmul_(up_i, up_i), down.square().addcmul_(down_i, down_i), window_px
+    )
+    up, up_i = up.mul_(gain_up), up_i.mul_(gain_up)
+    down, down_i = down.mul_(gain_down), down_i.mul_(gain_down)
+    torch.add(up, down, out=cc)
+    torch.sub(up_i, down_i, out=cs)
+    torch.add(up_i, down_i, out=sc)
+    torch.sub(down, up, out=ss)
+    whole = _sum_of(products, inverse, hop)
     return whole[:, hop : hop + height, hop : hop + width]
 
 
-def _taper(side: int, device: torch.device) -> Tensor:
-    """Root of a Hann window: used twice, windows that overlap by half add up to 1."""
-    line = torch.sin(math.pi * (torch.arange(side, device=device) + 0.5) / side)
-    return line[:, None] * line[None, :]
+def _basis(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines to transform a window with and to put it together again, both tapered.
+
+    Products with matrices, for a fast Fourier transform of so short a line is slower. The taper
+    is the root of a Hann window: used twice, windows that overlap by half add up to 1.
+    """
+    places = torch.arange(side, device=device)
+    taper = torch.sin(math.pi * (places + 0.5) / side)
+    phase = 2.0 * math.pi / side * (places[:, None] * torch.arange(side // 2 + 1, device=device))
+    basis = torch.cat([torch.cos(phase), torch.sin(phase)], dim=1) * taper[:, None]
+    twice = torch.full((side // 2 + 1,), 2.0, device=device)
+    twice[0] = twice[-1] = 1.0
+    # Both signs of fy are added, hence the root of 1/2 along each axis.
+    inverse = basis * (torch.cat([twice, twice]) / side * math.sqrt(0.5))
+    return basis, inverse.T.contiguous()
 
 
-def _short_periods(side: int, device: torch.device) -> Tensor:
-    fy = torch.fft.fftfreq(side, device=device)[:, None]
-    fx = torch.fft.rfftfreq(side, device=device)[None, :]
-    return (fy.square() + fx.square() > _LONGEST_PX**-2).float()
+def _products(padded: Tensor, basis: Tensor, hop: int) -> Tensor:
+    """(N, H, W) to (N, window rows, 2 fy, window columns, 2 fx): along x first, then along y."""
+    count, height, _ = padded.shape
+    lines = padded.unfold(2, 2 * hop, hop)
+    columns, coefficients = lines.shape[2], basis.shape[1]
+    # One large product is several times as fast as one for each row.
+    lines = (lines.reshape(-1, 2 * hop) @ basis).reshape(count, height, -1)
+    products = basis.T @ lines.unfold(1, 2 * hop, hop).transpose(2, 3)
+    return products.reshape(count, -1, coefficients, columns, coefficients)
+
+
+def _sum_of(products: Tensor, inverse: Tensor, hop: int) -> Tensor:
+    """Transform back what `_products` gave, and add up the windows."""
+    count, rows, coefficients, columns, _ = products.shape
+    windows = inverse.T @ products.reshape(count, rows, coefficients, -1)
+    lines = windows.new_zeros(count, rows + 1, hop, windows.shape[3])
+    lines[:, :-1] += windows[:, :, :hop]
+    lines[:, 1:] += windows[:, :, hop:]
+    windows = (lines.reshape(-1, coefficients) @ inverse).reshape(count, -1, columns, 2 * hop)
+    whole = windows.new_zeros(count, windows.shape[1], columns + 1, hop)
+    whole[:, :, :-1] += windows[..., :hop]
+    whole[:, :, 1:] += windows[..., hop:]
+    return whole.reshape(count, windows.shape[1], -1)
+
+
+def _gains(up: Tensor, down: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """How much of each coefficient is kept, from the powers (N, rows, fy, columns, fx) of both."""
+    half = side // 2
+    # fy from just over -1/2 to 1/2, as neighbours lie.
+    power = torch.cat([down[:, :, 1:half].flip(2), up], dim=2)
+    log = power.clamp_min_(1e-12).log_()
+    log -= log.mean(dim=(2, 4), keepdim=True)
+    shape = log.mean(dim=(1, 3), keepdim=True)
+    log -= shape.mean(dim=2, keepdim=True) + shape.mean(dim=4, keepdim=True)
+    excess = log.sub_(_EULER).exp_()
+    fy = torch.arange(1 - half, half + 1, device=up.device)[:, None, None]
+    fx = torch.arange(half + 1, device=up.device)
+    excess *= fy.square() + fx.square() > (side / _LONGEST_PX) ** 2
+    keep = _beside(excess > _SURE).logical_and_(excess > _BESIDE)
+    gain = excess.reciprocal_().mul_(-_SHRINK).add_(1.0).masked_fill_(keep.logical_not_(), 0.0)
+    gain_up = gain[:, :, half - 1 :]
+    # Those of fy = 0 and fy = 1/2 are in `up`, with the same power.
+    ends = gain_up[:, :, :1], gain_up[:, :, half:]
+    return gain_up, torch.cat([ends[0], gain[:, :, : half - 1].flip(2), ends[1]], dim=2)
 
 
 def _beside(mask: Tensor) -> Tensor:
     """Mask and its next neighbours in frequency; those of negative fx are left out."""
-    rows = mask | mask.roll(1, dims=-2) | mask.roll(-1, dims=-2)
+    rows = mask | mask.roll(1, dims=2) | mask.roll(-1, dims=2)
     both = rows.clone()
     both[..., 1:] |= rows[..., :-1]
     both[..., :-1] |= rows[..., 1:]
     return both
-
-
-def _overlap_add(windows: Tensor, hop: int) -> Tensor:
-    """Sum (N, rows, columns, 2 hop, 2 hop) windows at steps of `hop` to (N, H, W)."""
-    count, rows, columns = windows.shape[:3]
-    out = windows.new_zeros(count, rows + 1, hop, columns + 1, hop)
-    for y in (0, 1):
-        for x in (0, 1):
-            part = windows[..., y * hop : (y + 1) * hop, x * hop : (x + 1) * hop]
-            out[:, y : y + rows, :, x : x + columns, :] += part.permute(0, 1, 3, 2, 4)
-    return out.reshape(count, (rows + 1) * hop, (columns + 1) * hop)
