@@ -119,9 +119,16 @@ class Keithley:
             reply_ends=b"\r\n",
             xonxoff=options.xonxoff,
         )
-        self._link = SerialLink(settings, greet=self._set_up, simulator=_simulated)
+        self._camera: object = None
+        self._link = SerialLink(
+            settings, greet=self._set_up, simulator=lambda: _simulated(self._camera)
+        )
         self._in_step = False
         self._number = _NUMBERS[-1]
+
+    def beside(self, camera: object) -> None:
+        """See `BesideCamera`: the simulated instrument measures a simulated camera's beam."""
+        self._camera = camera
 
     def open(self) -> None:
         """See `BeamMonitor`."""
@@ -233,7 +240,7 @@ def _text(answer: bytes) -> str:
     return repr(answer[:80].decode("latin-1"))
 
 
-def _simulated() -> Port:
-    from tem_live.drivers.sim_serial import SimulatedKeithley, SimulatedPort
+def _simulated(camera: object) -> Port:
+    from tem_live.drivers.sim_serial import SimulatedKeithley, SimulatedPort, current_of
 
-    return SimulatedPort(SimulatedKeithley().receive)
+    return SimulatedPort(SimulatedKeithley(current_of(camera)).receive)

@@ -430,7 +430,8 @@ class BeamCurrent:
 class BeamMonitor(Protocol):
     """An instrument that measures the beam's current, on a Faraday cup or on the screen.
 
-    The constructor takes its options and touches no hardware. Thread-safe.
+    The constructor takes its options and touches no hardware. Thread-safe. One that may be
+    simulated can be a `BesideCamera` too.
     `tem_live.dose.dose_rate_from_current` makes a dose rate of the reading.
     """
 
@@ -456,3 +457,11 @@ class BeamMonitor(Protocol):
         DeviceError
             The answer made no sense. No number is ever made of it.
         """
+
+
+@runtime_checkable
+class BesideCamera(Protocol):
+    """A beam monitor that wants to know whose beam it measures."""
+
+    def beside(self, camera: object) -> None:
+        """The camera of the same instrument; told before `BeamMonitor.open`."""

@@ -254,3 +254,13 @@ def beam_of(camera: object) -> Callable[[bool], None]:
     if isinstance(camera, SimCamera):
         return camera.microscope.set_blanked
     return lambda _blanked: None
+
+
+def current_of(camera: object) -> Callable[[], float]:
+    """What a simulated picoammeter reads in ampere, with the sign of caught electrons.
+
+    Next to the simulated camera it is that microscope's whole beam; next to another one, -1 nA.
+    """
+    if isinstance(camera, SimCamera):
+        return lambda: -camera.microscope.current_A
+    return lambda: -1.040564e-9

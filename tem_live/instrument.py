@@ -5,16 +5,17 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, cast
 
-from tem_live.drivers.protocols import Camera, Column
+from tem_live.drivers.protocols import BeamMonitor, BesideCamera, Camera, Column
 from tem_live.errors import NotConnectedError, ProfileError
 from tem_live.profiles import Profile, check_options
 
 CAMERAS = "tem_live.cameras"
 COLUMNS = "tem_live.columns"
+BEAM_MONITORS = "tem_live.beam_monitors"
 
 
 def drivers(group: str) -> dict[str, EntryPoint]:
-    """Entry points of a group (`CAMERAS` or `COLUMNS`) by name."""
+    """Entry points of a group (`CAMERAS`, `COLUMNS`, `BEAM_MONITORS`) by name."""
     return {point.name: point for point in entry_points(group=group)}
 
 
@@ -40,6 +41,22 @@ def make_column(profile: Profile, camera: Camera) -> Column | None:
     driver = _load(COLUMNS, profile.column.driver, "column")
     options = check_options(driver.Options, profile.column.options, "column")
     return cast(Column, driver(options, camera))
+
+
+def make_beam_monitor(profile: Profile, camera: Camera) -> BeamMonitor | None:
+    """The profile's beam monitor, not yet open, or None for ``driver = "none"``. Raises as above.
+
+    A simulated one next to the simulated camera measures that microscope's beam.
+    """
+    name = profile.beam_monitor.driver
+    if name == "none":
+        return None
+    driver = _load(BEAM_MONITORS, name, "beam_monitor")
+    options = check_options(driver.Options, profile.beam_monitor.options, "beam_monitor")
+    monitor = cast(BeamMonitor, driver(options))
+    if isinstance(monitor, BesideCamera):
+        monitor.beside(camera)
+    return monitor
 
 
 def _load(group: str, name: str, what: str) -> Any:

@@ -19,6 +19,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tem_live.errors import ProfileError
+from tem_live.ledger import AREA_PATTERN
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -89,6 +90,18 @@ class ColumnProfile(_Open):
     dose_rate_e_per_px_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
+class BeamMonitorProfile(_Open):
+    """``[beam_monitor]``: what measures the beam's current; ``driver = "none"`` where nothing does.
+
+    Attributes
+    ----------
+    driver : str
+        Name of an entry point of the group ``tem_live.beam_monitors``, or ``"none"``.
+    """
+
+    driver: str = "none"
+
+
 class RestorerProfile(_Strict):
     """``[restorer]``: the model that restores the live frames; ``model = "none"`` for no model."""
 
@@ -118,15 +131,31 @@ class CalibrationProfile(_Strict):
 
 
 class DoseProfile(_Strict):
-    """``[dose]``: the budget.
+    """``[dose]``: the budget, what it is counted on, and the detector's limit.
 
     Attributes
     ----------
     budget_e_per_A2 : float or None
-        Fluence in e-/A^2 at which the run stops with the beam blanked; None for no limit.
+        Fluence of the specimen area in e-/A^2 at which the run stops with the beam blanked; None
+        for no limit.
+    area : str or None
+        Name of the specimen area, such as ``grid3-square5``: what earlier sessions booked on it
+        counts on. None begins at 0.
+    warn_fraction : float
+        Part of the budget at which the user is warned.
+    incident_rate_e_per_A2_s : float or None
+        Incident dose rate at the specimen with the beam on, in e-/A^2/s, where the column does not
+        tell one and it was measured otherwise.
+    max_rate_e_per_px_s : float or None
+        Dose rate in e-/px/s of an **unbinned** pixel that the detector may take; above it the beam
+        is blanked.
     """
 
     budget_e_per_A2: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    area: str | None = Field(default=None, pattern=AREA_PATTERN)
+    warn_fraction: float = Field(default=0.8, gt=0, le=1)
+    incident_rate_e_per_A2_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_rate_e_per_px_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class PipelineProfile(_Strict):
@@ -152,6 +181,7 @@ class Profile(_Strict):
     description: str = ""
     camera: CameraProfile
     column: ColumnProfile = ColumnProfile()
+    beam_monitor: BeamMonitorProfile = BeamMonitorProfile()
     restorer: RestorerProfile = RestorerProfile()
     calibration: CalibrationProfile = CalibrationProfile()
     dose: DoseProfile = DoseProfile()
@@ -214,7 +244,7 @@ def check_options(model: type[_Model], options: Mapping[str, Any], where: str) -
     options : mapping
         The fields that the common part of the table does not know.
     where : str
-        What to call the table in an error, "camera" or "column".
+        What to call the table in an error: "camera", "column" or "beam_monitor".
 
     Raises
     ------
@@ -297,7 +327,11 @@ def _validated(
 
 
 def _common_fields(where: str) -> list[str]:
-    tables: dict[str, type[BaseModel]] = {"camera": CameraProfile, "column": ColumnProfile}
+    tables: dict[str, type[BaseModel]] = {
+        "camera": CameraProfile,
+        "column": ColumnProfile,
+        "beam_monitor": BeamMonitorProfile,
+    }
     return list(tables[where].model_fields) if where in tables else []
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tem_live.drivers.protocols import Roi
+from tem_live.ledger import DoseSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,11 @@ class FrameInfo:
     dose_e_per_px : float or None
         Measured mean of the calibrated frame in e-/px.
     fluence_e_per_A2, total_fluence_e_per_A2 : float or None
-        Booked for this frame, and since the session began, in e-/A^2.
+        Booked for this frame with the time since the frame before, and since the session began,
+        in e-/A^2.
+    dose_source : {"incident", "detected"}
+        What is booked: what came in (the dose rate at the specimen times the time that the beam
+        was on), or, where nobody knows that rate, what the camera detected, which is less.
     dose_rate_e_per_px_s : float or None
         Incident dose rate set at the column, per (binned) pixel.
     blanked : bool or None
@@ -59,6 +64,7 @@ class FrameInfo:
     dose_e_per_px: float | None = None
     fluence_e_per_A2: float | None = None
     total_fluence_e_per_A2: float | None = None
+    dose_source: DoseSource = "detected"
     dose_rate_e_per_px_s: float | None = None
     blanked: bool | None = None
     drift_px: tuple[float, float] | None = None
@@ -111,6 +117,9 @@ class SessionState:
     device: str
     running: bool
     recording: Path | None
+    area: str | None = None
+    spot_size: int | None = None
+    magnification: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +143,15 @@ class RunStats:
     dose_e_per_px : float or None
         Mean of the frames' measured doses.
     fluence_e_per_A2 : float or None
-        Booked since the session began.
+        Booked since the session began, frames or none.
+    dose_source : {"incident", "detected"}
+        See `FrameInfo`.
+    area_fluence_e_per_A2 : float or None
+        Booked on this specimen area, earlier sessions included where it has a name.
     budget_e_per_A2 : float or None
-        Limit of the fluence.
+        Limit of the area's fluence.
+    left_e_per_A2 : float or None
+        What is left of it; None without a budget.
     recorded : int
         Raw frames in the current or last recording.
     stop_reason : str or None
@@ -154,6 +169,9 @@ class RunStats:
     display_skipped: int = 0
     dose_e_per_px: float | None = None
     fluence_e_per_A2: float | None = None
+    dose_source: DoseSource = "detected"
+    area_fluence_e_per_A2: float | None = None
     budget_e_per_A2: float | None = None
+    left_e_per_A2: float | None = None
     recorded: int = 0
     stop_reason: str | None = None
