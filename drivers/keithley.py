@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -121,7 +123,7 @@ class Keithley:
         )
         self._camera: object = None
         self._link = SerialLink(
-            settings, greet=self._set_up, simulator=lambda: _simulated(self._camera)
+            settings, greet=self._set_up, simulator=partial(_simulated, lambda: self._camera)
         )
         self._in_step = False
         self._number = _NUMBERS[-1]
@@ -240,7 +242,7 @@ def _text(answer: bytes) -> str:
     return repr(answer[:80].decode("latin-1"))
 
 
-def _simulated(camera: object) -> Port:
+def _simulated(camera: Callable[[], object]) -> Port:
     from tem_live.drivers.sim_serial import SimulatedKeithley, SimulatedPort, current_of
 
-    return SimulatedPort(SimulatedKeithley(current_of(camera)).receive)
+    return SimulatedPort(SimulatedKeithley(current_of(camera())).receive)
