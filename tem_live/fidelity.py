@@ -26,7 +26,7 @@ said of them is a lower bound for the whole frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ __all__ = [
     "FidelityMeter",
     "PairFigures",
     "Verdict",
+    "correlation_with_truth",
     "judge_counted",
     "judge_successive",
     "thinned",
@@ -441,7 +442,7 @@ class FidelityMeter:
         noise = self._noise.mean
         sums = {name: value / self._pairs for name, value in self._sums.items()}
         frequency, count = self._rings.frequency, self._rings.count * self._pairs / _HANN
-        correlation, resolved = _resolved(sums, count)
+        correlation, resolved = correlation_with_truth(sums, count)
         period = _finest_period(frequency, correlation, resolved)
         invented, periods = self._invented(sums, frequency, count)
         pattern, pattern_sure = _fixed_pattern(sums, frequency, count)
@@ -666,8 +667,25 @@ class _Rings:
         return padded[self._ring]
 
 
-def _resolved(sums: dict[str, Floats], count: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Correlation with the truth by ring, smoothed over three, and where it is above threshold."""
+def correlation_with_truth(
+    sums: Mapping[str, Floats], count: Floats
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Correlation of the restored half with the truth by ring, smoothed over three rings.
+
+    Parameters
+    ----------
+    sums : mapping of str to ndarray (K,)
+        Mean powers ``signal``, ``noise``, ``restored`` and ``confirmed``; see `PairFigures`.
+    count : ndarray (K,)
+        Independent coefficients behind each, over all pairs.
+
+    Returns
+    -------
+    correlation : ndarray (K,)
+        NaN where the raw frames hold nothing to be correlated with.
+    resolved : ndarray (K,) of bool
+        Where it is at least `THRESHOLD`, and what is confirmed stands out of the noise.
+    """
     three = {
         name: ndimage.uniform_filter1d(value, 3, mode="nearest") for name, value in sums.items()
     }
