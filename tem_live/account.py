@@ -114,6 +114,11 @@ class DoseAccount:
         return self._ledger.area
 
     @property
+    def open_since(self) -> str | None:
+        """See `tem_live.ledger.AreaSummary.open_since`, of the sessions before this one."""
+        return self._ledger.open_since
+
+    @property
     def fluence_e_per_A2(self) -> float | None:
         """Fluence of the session until now in e-/A^2; None as long as nothing can be said."""
         incident, detected = self.clock.fluence_e_per_A2, self._detected.fluence_e_per_A2

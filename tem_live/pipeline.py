@@ -24,9 +24,12 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tem_live.account import DoseAccount
 from tem_live.analysis import DriftEstimator, RollingMean
+from tem_live.beam_clock import FrameTimes
 from tem_live.calibration import Calibrator
-from tem_live.dose import DoseMeter, per_A2, per_pixel
+from tem_live.detector_guard import DetectorGuard
+from tem_live.dose import per_A2, per_pixel
 from tem_live.drivers.protocols import Camera, CameraState, EndOfFrames, FrameMeta
 from tem_live.errors import (
     DeviceError,
@@ -275,8 +278,10 @@ class Processor:
     ----------
     writer : Writer
         Takes the restored planes.
-    meter : DoseMeter
+    account : DoseAccount
         Books the measured dose of frames whose incident dose nobody knows.
+    guard : DetectorGuard
+        Looks at the dose rate on the detector.
     message : callable of (level, text)
         Tells the user.
     rolling_mean : int
@@ -286,12 +291,14 @@ class Processor:
     def __init__(
         self,
         writer: Writer,
-        meter: DoseMeter,
+        account: DoseAccount,
+        guard: DetectorGuard,
         message: Callable[[str, str], None],
         rolling_mean: int,
     ) -> None:
         self._writer = writer
-        self._meter = meter
+        self._account = account
+        self._guard = guard
         self._message = message
         self._waiting: deque[Taken] = deque()
         self._busy = 0
@@ -458,6 +465,7 @@ class Processor:
             with backend.compute():
                 stream.calibrator.apply(slot.raw, slot.electrons)
                 dose = float(slot.electrons.mean(dtype=np.float64))
+                self._guard.look(slot.electrons, taken.info.exposure_s, taken.info.binning)
                 if restorer is not None:
                     self._restore(restorer, slot)
             backend.finish()
@@ -520,10 +528,11 @@ class Processor:
         info, stream, slot = taken.info, taken.stream, taken.slot
         latency_ms = (now - taken.handed_over) * 1e3 if restorer else None
         fluence, total = info.fluence_e_per_A2, info.total_fluence_e_per_A2
-        if fluence is None and stream.pixel_size_nm is not None:
-            # No column says what came in: what was detected is the best there is.
-            fluence = per_A2(max(dose, 0.0), stream.pixel_size_nm)
-            total = self._meter.book(fluence)
+        if info.dose_source == "detected" and stream.pixel_size_nm is not None:
+            # Nobody says what came in: what was detected is the best there is.
+            fluence, total = self._account.frame_detected(
+                info.frame_id, per_A2(max(dose, 0.0), stream.pixel_size_nm), info.exposure_s
+            )
         with self._lock:
             self.dose_sum += dose
             self.dose_frames += 1
@@ -602,12 +611,14 @@ class Acquisition:
         Open.
     writer, processor
         Where the frames go, in this order.
-    meter : DoseMeter
-        Books what the column says came in.
+    account : DoseAccount
+        Books what came in, and says when the budget is spent.
     beam : callable
         Gives the `Beam` as last read back.
     blank : callable
         Takes the beam off; must not raise.
+    pause : callable
+        Takes the beam off while the camera does not look; returns what lets it through again.
     timeout_s : float
         How long past its exposure a frame may take.
     overflow : {"stop", "count"}
@@ -621,9 +632,10 @@ class Acquisition:
         camera: Camera,
         writer: Writer,
         processor: Processor,
-        meter: DoseMeter,
+        account: DoseAccount,
         beam: Callable[[], Beam],
         blank: Callable[[], None],
+        pause: Callable[[], Callable[[], None]],
         timeout_s: float,
         overflow: Literal["stop", "count"],
         on_stopped: Callable[[str], None],
@@ -631,9 +643,10 @@ class Acquisition:
         self._camera = camera
         self._writer = writer
         self._processor = processor
-        self._meter = meter
+        self._account = account
         self._beam = beam
         self._blank = blank
+        self._pause = pause
         self._timeout_s = timeout_s
         self._overflow = overflow
         self._on_stopped = on_stopped
@@ -653,6 +666,10 @@ class Acquisition:
         self._waiting_since = 0.0
         self._slot: Slot | None = None
         self._slot_ring: FrameRing | None = None
+        self._times = FrameTimes(0.0)
+        self._unblanked_at: float | None = None
+        self.lead_s = 0.0
+        """Time from letting the beam through to the first exposure's begin, when last measured."""
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closing = False
         self._stop_request: tuple[str, TemLiveError | None] | None = None
@@ -678,9 +695,18 @@ class Acquisition:
         self._commands.put(command)
         return future
 
-    def start(self, frames: int | None, seconds: float | None) -> Future[None]:
-        """Begin a run of so many frames or seconds, or without end."""
-        return self.call(lambda: self._begin(frames, seconds))
+    def start(
+        self,
+        frames: int | None,
+        seconds: float | None,
+        unblank: Callable[[], None] = lambda: None,
+    ) -> Future[None]:
+        """Begin a run of so many frames or seconds, or without end.
+
+        ``unblank`` lets the beam through, just before the camera starts. With a budget that does
+        not allow one frame it is not called, and the run has ended.
+        """
+        return self.call(lambda: self._begin(frames, seconds, unblank))
 
     def request_stop(self, reason: str, error: TemLiveError | None = None) -> None:
         """End the run after the frame at hand; returns at once. The first reason counts."""
@@ -727,20 +753,30 @@ class Acquisition:
         self._fetch_ready()
         if not self.running:
             return work()
+        # Nothing is taken while the camera is set: what would come in now would be wasted.
+        go_on = self._pause()
         self._camera.stop()
         try:
             return work()
         finally:
             if self.running:
-                self._restart()
+                self._restart(go_on)
 
-    def _restart(self) -> None:
+    def _restart(self, unblank: Callable[[], None]) -> None:
         try:
-            self._camera.start(self._remaining)
-            self._expected = 0
-            self._waiting_since = time.monotonic()
+            self._start_camera(unblank)
         except DeviceError as error:
             self._finish(f"error: {error}", error)
+
+    def _start_camera(self, unblank: Callable[[], None]) -> None:
+        stream = self.stream
+        assert stream is not None
+        self._times = FrameTimes(stream.state.frame_interval_s)
+        self._unblanked_at = self._account.clock.now()
+        unblank()
+        self._camera.start(self._remaining)
+        self._expected = 0
+        self._waiting_since = time.monotonic()
 
     def _fetch_ready(self) -> None:
         # Frames that the camera holds were paid for by the specimen: fetch them before a stop
@@ -749,7 +785,27 @@ class Acquisition:
             if not self.running or not self._guarded_step(wait_s=0.0):
                 return
 
-    def _begin(self, frames: int | None, seconds: float | None) -> None:
+    def _fetch_paid(self) -> None:
+        """Take what the camera holds already; the beam is off, and nothing more is paid for."""
+        stream, paid_until = self.stream, self._account.clock.now()
+        assert stream is not None
+        for _ in range(len(stream.ring)):
+            slot = self._free_slot(stream, 0.0)
+            if slot is None:
+                return
+            try:
+                meta = self._camera.read_into(slot.host, 0.0)
+            except (DeviceError, EndOfFrames):
+                return
+            arrived_s = self._account.clock.now()
+            if self._times.ended(meta.sequence, arrived_s) > paid_until:
+                return
+            self._slot = None
+            self._hand_on(stream, slot, meta, arrived_s, self._beam())
+
+    def _begin(
+        self, frames: int | None, seconds: float | None, unblank: Callable[[], None]
+    ) -> None:
         if self.stream is None:
             raise DeviceError("the camera is not configured")
         self.frames = 0
@@ -761,11 +817,20 @@ class Acquisition:
         self.error = None
         self._remaining = frames
         self._deadline = None if seconds is None else time.monotonic() + seconds
-        self._expected = 0
-        self._camera.start(frames)
-        self._waiting_since = time.monotonic()
         self._idle.clear()
         self.running = True
+        interval_s = self.stream.state.frame_interval_s
+        first_ends_s = self._account.clock.now() + self.lead_s + interval_s
+        if not self._account.lasts_until(first_ends_s, unblanking=True):
+            self._finish("budget")
+            return
+        try:
+            self._start_camera(unblank)
+        except BaseException:
+            self._blank()
+            self.running = False
+            self._idle.set()
+            raise
 
     def _step(self, wait_s: float) -> bool:
         """Take one frame, or find a reason to end; True if a frame was taken."""
@@ -776,9 +841,6 @@ class Acquisition:
             return False
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._finish("seconds")
-            return False
-        if not self._meter.allows(self._cost(stream) or 0.0):
-            self._finish("budget")
             return False
         slot = self._free_slot(stream, wait_s)
         if slot is None:
@@ -801,13 +863,23 @@ class Acquisition:
                 raise
             # How many were lost is told by the next frame's sequence number.
             return False
+        arrived_s, beam = self._account.clock.now(), self._beam()
+        if self._remaining == 1:
+            # The series is exposed: the beam goes off before anything is done with its frame.
+            self._blank()
         self._waiting_since = time.monotonic()
         self._slot = None
-        self._hand_on(stream, slot, meta)
+        ended_s = self._hand_on(stream, slot, meta, arrived_s, beam)
         if self._remaining is not None:
             self._remaining -= 1
             if self._remaining == 0:
                 self._finish("frames")
+                return True
+        # At the end of a frame, for the next one: in its middle it would be wasted.
+        if self._stop_request is None and not self._account.lasts_until(
+            ended_s + stream.state.frame_interval_s
+        ):
+            self._finish("budget")
         return True
 
     def _free_slot(self, stream: Stream, wait_s: float) -> Slot | None:
@@ -824,13 +896,19 @@ class Acquisition:
             )
         return self._slot
 
-    def _hand_on(self, stream: Stream, slot: Slot, meta: FrameMeta) -> None:
+    def _hand_on(
+        self, stream: Stream, slot: Slot, meta: FrameMeta, arrived_s: float, beam: Beam
+    ) -> float:
+        """Book a frame and pass it on; returns when its exposure ended, by the beam's clock."""
         now = time.perf_counter()
         lost = meta.sequence - self._expected
         self._expected = meta.sequence + 1
-        beam = self._beam()
-        cost = self._cost(stream)
-        total = self._meter.book(cost) if cost is not None else None
+        ended_s = self._times.ended(meta.sequence, arrived_s)
+        if self._unblanked_at is not None:
+            exposed_s = (meta.sequence + 1) * stream.state.frame_interval_s
+            self.lead_s = max(ended_s - self._unblanked_at - exposed_s, 0.0)
+            self._unblanked_at = None
+        booked = self._account.frame_ended(self.next_id, ended_s)
         pixel_size_nm = stream.pixel_size_nm
         rate = beam.dose_rate_e_per_A2_s
         info = FrameInfo(
@@ -841,8 +919,9 @@ class Acquisition:
             binning=stream.state.binning,
             pixel_size_nm=pixel_size_nm,
             counts_per_electron=stream.counts_per_electron,
-            fluence_e_per_A2=cost,
-            total_fluence_e_per_A2=total,
+            fluence_e_per_A2=booked[0] if booked else None,
+            total_fluence_e_per_A2=booked[1] if booked else None,
+            dose_source="incident" if booked else "detected",
             dose_rate_e_per_px_s=(
                 None if rate is None or not pixel_size_nm else per_pixel(rate, pixel_size_nm)
             ),
@@ -865,19 +944,13 @@ class Acquisition:
                     f"the camera lost {lost} frame(s) before frame {info.frame_id}; lengthen the "
                     'exposure, or set camera.overflow = "count" to go on regardless'
                 )
-
-    def _cost(self, stream: Stream) -> float | None:
-        """Incident fluence of one frame in e-/A^2, gap to the next included; None if unknown."""
-        beam = self._beam()
-        if beam.dose_rate_e_per_A2_s is None:
-            return None
-        if beam.blanked:
-            return 0.0
-        return beam.dose_rate_e_per_A2_s * stream.state.frame_interval_s
+        return ended_s
 
     def _finish(self, reason: str, error: TemLiveError | None = None) -> None:
         # The beam first: everything after this line may fail or take its time.
         self._blank()
+        if reason == "budget" and self.running:
+            self._fetch_paid()
         self.running = False
         with contextlib.suppress(DeviceError):
             self._camera.stop()
@@ -885,6 +958,7 @@ class Acquisition:
             self._slot_ring.release(self._slot)
             self._slot = None
         self._processor.drain()
+        self._account.settle()
         self._writer.close()
         self.stop_reason = reason
         self.error = error

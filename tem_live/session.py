@@ -27,13 +27,16 @@ import numpy.typing as npt
 from psygnal import Signal
 
 from tem_live import __version__
+from tem_live.account import Cost, DoseAccount
 from tem_live.calibration import Calibrator, Kind, Reference, default_path, make_gain
-from tem_live.dose import DoseMeter, per_A2, per_pixel
+from tem_live.detector_guard import DetectorGuard
+from tem_live.dose import per_A2, per_pixel
 from tem_live.drivers.protocols import (
-    Blanker,
     CameraCapabilities,
     CameraSettings,
-    DoseRateControl,
+    CameraState,
+    ColumnParts,
+    HasTrueFluence,
     HasTruth,
     Roi,
     Simulated,
@@ -49,6 +52,7 @@ from tem_live.errors import (
 )
 from tem_live.frames import Backend, FrameRing, open_backend
 from tem_live.instrument import make_camera, make_column
+from tem_live.ledger import Ledger
 from tem_live.pipeline import Acquisition, Beam, Processor, Stream, Taken, Writer, take_all
 from tem_live.profiles import Profile, load_profile
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
@@ -59,11 +63,20 @@ if TYPE_CHECKING:
     from tem_live.models import Restorer
     from tem_live.watch import Watch
 
-__all__ = ["Frame", "FrameInfo", "RunStats", "Session", "SessionState", "open_session"]
+__all__ = ["Cost", "Frame", "FrameInfo", "RunStats", "Session", "SessionState", "open_session"]
 
 SUPERVISOR_STARTS_S = 20.0
 _UNWATCHED = "no second process watches over the beam: it stays on if this program is killed"
-_SETTINGS = ("exposure_s", "binning", "roi", "dose_rate", "blanked", "model")
+_SETTINGS = (
+    "exposure_s",
+    "binning",
+    "roi",
+    "spot_size",
+    "magnification",
+    "dose_rate",
+    "blanked",
+    "model",
+)
 
 
 def open_session(
@@ -134,7 +147,10 @@ class Session:
         self._watch: Watch | None = None
         self._closing = contextlib.ExitStack()
         self.messages: deque[tuple[str, str]] = deque(maxlen=50)
-        self._meter = DoseMeter(profile.dose.budget_e_per_A2)
+        self._parts = ColumnParts()
+        self._spot_size: int | None = None
+        self._magnification: float | None = None
+        self._magnification_at_start: float | None = None
         self._settings = CameraSettings(
             profile.camera.exposure_s, profile.camera.binning, profile.camera.roi
         )
@@ -145,39 +161,67 @@ class Session:
         device = str(self._restorer.device) if self._restorer else "cpu"
         self._backend: Backend = open_backend(device)
         self._supervisor: Supervisor | None = None
-        self._camera.open()
+        self._account = DoseAccount(
+            self._ledger(profile.dose.area),
+            profile.dose.budget_e_per_A2,
+            profile.dose.warn_fraction,
+            on_warning=lambda text: self._tell("warning", text),
+            on_spent=self._on_spent,
+        )
         try:
+            self._camera.open()
             if self._column is not None:
                 self._column.open()
+            self._parts = ColumnParts.of(self._column)
+            if self._parts.blanker_latency is not None:
+                self._account.latency_s = self._parts.blanker_latency.blanker_latency_s
+            if self._parts.magnification is not None:
+                self._magnification_at_start = self._parts.magnification.magnification
+            self._guard = DetectorGuard(
+                profile.dose.max_rate_e_per_px_s,
+                self._camera.capabilities.counting_rate_limit_e_per_px_s,
+                on_over=self._on_too_bright,
+                on_coincidence=lambda text: self._tell("warning", text),
+            )
             self._supervisor = self._watch_over_beam()
             self._writer = Writer(self._on_recording_error)
             self._processor = Processor(
-                self._writer, self._meter, self._tell, profile.pipeline.rolling_mean
+                self._writer,
+                self._account,
+                self._guard,
+                self._tell,
+                profile.pipeline.rolling_mean,
             )
             self._processor.set_restorer(self._restorer)
             self._acquisition = Acquisition(
                 self._camera,
                 self._writer,
                 self._processor,
-                self._meter,
+                self._account,
                 beam=lambda: self._beam,
                 blank=self._blank_quietly,
+                pause=self._pause_beam,
                 timeout_s=profile.camera.timeout_s,
                 overflow=profile.camera.overflow,
                 on_stopped=self._on_stopped,
             )
         except BaseException:
             self._camera.close()
+            self._account.close()
             if self._supervisor is not None:
                 self._supervisor.release()
             raise
         try:
+            self._read_beam()
             self._blank_quietly()
             self._acquisition.call(lambda: self._configure(self._settings)).result()
             if profile.column.dose_rate_e_per_px_s is not None:
                 unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
                 self._set_dose_rate(per_A2(profile.column.dose_rate_e_per_px_s, unbinned_nm))
             self._read_beam()
+            since = self._account_opened()
+            if since is not None:
+                self._tell("warning", since)
         except BaseException:
             self.close()
             raise
@@ -212,6 +256,9 @@ class Session:
             device=self._backend.name,
             running=self._acquisition.running,
             recording=self._recording,
+            area=self._account.area,
+            spot_size=self._spot_size,
+            magnification=self._magnification,
         )
 
     def stats(self) -> RunStats:
@@ -233,8 +280,11 @@ class Session:
             dose_e_per_px=(
                 processor.dose_sum / processor.dose_frames if processor.dose_frames else None
             ),
-            fluence_e_per_A2=self._fluence(),
-            budget_e_per_A2=self._meter.budget_e_per_A2,
+            fluence_e_per_A2=self._account.fluence_e_per_A2,
+            dose_source=self._account.source,
+            area_fluence_e_per_A2=self._account.area_fluence_e_per_A2,
+            budget_e_per_A2=self._account.budget_e_per_A2,
+            left_e_per_A2=self._account.left_e_per_A2,
             recorded=self._writer.recorded,
             stop_reason=acquisition.stop_reason,
         )
@@ -266,6 +316,36 @@ class Session:
         return self._camera.truth(
             FrameMeta(meta.sequence, meta.host_time_s, meta.exposure_s, raw=meta.raw)
         )
+
+    @property
+    def true_fluence_e_per_A2(self) -> float | None:
+        """What a simulated specimen has really taken since it was made, in e-/A^2; else None."""
+        return (
+            self._camera.true_fluence_e_per_A2 if isinstance(self._camera, HasTrueFluence) else None
+        )
+
+    def cost(self, exposure_s: float | None = None, frames: int = 1) -> Cost:
+        """What frames would cost the specimen, and what is left of the budget.
+
+        Parameters
+        ----------
+        exposure_s : float, optional
+            Exposure of a frame in seconds; by default as it is set.
+        frames : int
+            How many, taken as one run.
+
+        Returns
+        -------
+        Cost
+            Read-out gaps, the time from unblanking to the first exposure as it was last measured,
+            and the blanker's latency included.
+        """
+        state = self._stream.state
+        exposure = state.exposure_s if exposure_s is None else exposure_s
+        gap_s = max(state.frame_interval_s - state.exposure_s, 0.0)
+        beam_on_s = frames * (exposure + gap_s) + self._acquisition.lead_s
+        beam_on_s += self._account.latency_s
+        return self._account.cost(beam_on_s, frames * exposure)
 
     # ---------------------------------------------------------------------------------- setting
 
@@ -323,6 +403,20 @@ class Session:
     def model(self, value: str) -> None:
         self.apply(model=value)
 
+    @property
+    def area(self) -> str | None:
+        """Name of the specimen area that is booked on; set it when another one is in the beam."""
+        return self._account.area
+
+    @area.setter
+    def area(self, value: str | None) -> None:
+        self._must_be_open()
+        self._account.move_to(self._ledger(value))
+        told = self._account_opened()
+        if told is not None:
+            self._tell("warning", told)
+        self._announce()
+
     def apply(self, **changes: Any) -> SessionState:
         """Change settings; they hold from the next frame on.
 
@@ -330,7 +424,7 @@ class Session:
         ----------
         **changes
             Any of ``exposure_s``, ``binning``, ``roi``, ``dose_rate`` (e-/px/s of a pixel as it
-            is binned now), ``blanked``, ``model``.
+            is binned now), ``spot_size``, ``magnification``, ``blanked``, ``model``.
 
         Returns
         -------
@@ -361,6 +455,11 @@ class Session:
                 if self._lost and not self._acquisition.running:
                     self._reconnect()
             self._acquisition.call(lambda: self._configure(wanted)).result()
+        if "spot_size" in changes:
+            self._set_spot_size(int(changes["spot_size"]))
+        if "magnification" in changes:
+            magnification = float(changes["magnification"])
+            self._acquisition.call(lambda: self._set_magnification(magnification)).result()
         if "dose_rate" in changes:
             self._set_dose_rate(per_A2(float(changes["dose_rate"]), self._pixel_size_nm()))
         if "model" in changes:
@@ -376,7 +475,7 @@ class Session:
         not undo it. What came of it is told by `message`.
         """
         self._emergencies += 1
-        if not isinstance(self._column, Blanker):
+        if self._parts.blanker is None:
             self._tell("error", "this instrument has no beam blanker: close the valves by hand")
             return
         try:
@@ -412,9 +511,11 @@ class Session:
             if self._lost:
                 self._reconnect()
             try:
-                if isinstance(self._column, Blanker):
-                    self._unblank(since)
-                self._acquisition.start(frames, seconds).result()
+                self._check_detector()
+                self._guard.run_begins()
+                self._account.run_begins(frames, self.exposure_s, self.cost(frames=frames or 1))
+                self._await_supervisor()
+                self._acquisition.start(frames, seconds, lambda: self._let_beam_on(since)).result()
             except BaseException:
                 self._blank_quietly()
                 raise
@@ -515,13 +616,13 @@ class Session:
     @property
     def budget_e_per_A2(self) -> float | None:
         """Fluence in e-/A^2 at which a run stops with the beam blanked; None for no limit."""
-        return self._meter.budget_e_per_A2
+        return self._account.budget_e_per_A2
 
     @budget_e_per_A2.setter
     def budget_e_per_A2(self, value: float | None) -> None:
         if value is not None and not (np.isfinite(value) and value > 0):
             raise InputError(f"a budget of {value:g} e-/Å² is none; give a positive figure")
-        self._meter.budget_e_per_A2 = value
+        self._account.budget_e_per_A2 = value
 
     def take_critical_fluence_as_budget(self, cautious: bool = True) -> float:
         """Make the critical fluence that a `watch` found the budget.
@@ -674,6 +775,7 @@ class Session:
         if self._column is not None:
             with contextlib.suppress(DeviceError):
                 self._column.close()
+        self._account.close()
         if self._supervisor is not None:
             self._supervisor.release(blanked=self._beam.blanked is True)
 
@@ -693,7 +795,7 @@ class Session:
     def _watch_over_beam(self) -> Supervisor | None:
         """Have the beam blanked if this process is killed, where there is a beam."""
         column = self._column
-        if not isinstance(column, Blanker) or (isinstance(column, Simulated) and column.simulated):
+        if self._parts.blanker is None or (isinstance(column, Simulated) and column.simulated):
             return None
         report = last_report()
         if report is not None:
@@ -704,12 +806,55 @@ class Session:
             self._tell("warning", f"{_UNWATCHED} ({error})")
             return None
 
-    def _unblank(self, since: int) -> None:
-        """Let the beam onto the specimen, unless `blank_now` was called after ``since``."""
+    def _ledger(self, area: str | None) -> Ledger:
+        return Ledger(area, self.profile.name, self._on_ledger_error)
+
+    def _account_opened(self) -> str | None:
+        """What the user is to know of the area's ledger, if anything."""
+        account = self._account
+        if account.open_since is not None:
+            return (
+                f"the last session on {account.area} did not end in order: what the beam did after "
+                f"{account.open_since} is not booked"
+            )
+        if account.left_e_per_A2 == 0:
+            return f"the budget of {account.budget_e_per_A2:g} e-/Å² is spent on {account.area}"
+        return None
+
+    def _let_beam_on(self, since: int) -> None:
+        """Unblank for a run; without a blanker the beam counts as on from here to its end."""
+        if self._parts.blanker is None:
+            self._account.beam_on()
+        else:
+            self._let_through(since)
+
+    def _pause_beam(self) -> Callable[[], None]:
+        """Take the beam off for a moment, if it is on; returns what lets it through again."""
+        if self._parts.blanker is None or self._beam.blanked is not False:
+            return lambda: None
+        since = self._emergencies
+        self._blank_quietly()
+
+        def go_on() -> None:
+            # Whoever blanked meanwhile meant it.
+            with contextlib.suppress(RefusedError):
+                self._let_through(since)
+
+        return go_on
+
+    def _await_supervisor(self) -> None:
         if self._supervisor is not None and not self._supervisor.wait_ready(SUPERVISOR_STARTS_S):
             self._tell("warning", _UNWATCHED)
             self._supervisor.release()
             self._supervisor = None
+
+    def _unblank(self, since: int) -> None:
+        """Let the beam onto the specimen, unless `blank_now` was called after ``since``."""
+        self._check_detector()
+        self._await_supervisor()
+        self._let_through(since)
+
+    def _let_through(self, since: int) -> None:
         if self._emergencies == since:
             self._set_blanked(False)
         if self._emergencies != since:
@@ -731,9 +876,7 @@ class Session:
         state = self._camera.configure(wanted)
         given = self.profile.camera
         gain = given.counts_per_electron or state.counts_per_electron
-        pixel_size_nm = state.pixel_size_nm
-        if given.pixel_size_nm is not None:
-            pixel_size_nm = given.pixel_size_nm * state.binning
+        pixel_size_nm = self._pixel_size_of(state)
         old = self._acquisition.stream
         if old and (old.ring.shape, old.ring.dtype) == (state.frame_shape, state.dtype):
             ring = old.ring
@@ -810,12 +953,15 @@ class Session:
 
         self._acquisition.taps.append(add)
         try:
-            if isinstance(self._column, Blanker):
-                if blanked:
-                    self._set_blanked(True)
-                else:
-                    self._unblank(since)
-            self._acquisition.start(frames + skip, None).result()
+            if blanked:
+                self._blank_quietly()
+                self._acquisition.start(frames + skip, None).result()
+            else:
+                self._check_detector()
+                self._await_supervisor()
+                self._acquisition.start(
+                    frames + skip, None, lambda: self._let_beam_on(since)
+                ).result()
             self._acquisition.wait()
         finally:
             self._acquisition.taps.remove(add)
@@ -825,10 +971,15 @@ class Session:
             raise DeviceError(f"the reference was not finished: {reason.removeprefix('error: ')}")
         return total / frames
 
-    def _fluence(self) -> float | None:
-        booked = self._meter.fluence_e_per_A2
-        known = self._beam.dose_rate_e_per_A2_s is not None
-        return 0.0 if booked is None and known else booked
+    def _pixel_size_of(self, state: CameraState) -> float | None:
+        """Size of a binned pixel at the specimen in nm, from whoever knows it best."""
+        given, column = self.profile.camera.pixel_size_nm, self._parts.magnification
+        if given is not None:
+            start, now = self._magnification_at_start, self._magnification
+            return given * state.binning * (start / now if start and now else 1.0)
+        if state.pixel_size_nm is not None or column is None or column.pixel_size_nm is None:
+            return state.pixel_size_nm
+        return column.pixel_size_nm * state.binning
 
     def _offset_counts(self) -> float:
         given = self.profile.camera.offset_counts
@@ -843,36 +994,96 @@ class Session:
         return size
 
     def _set_dose_rate(self, dose_rate_e_per_A2_s: float) -> None:
-        if not isinstance(self._column, DoseRateControl):
+        control = self._parts.dose_rate_control
+        if control is None:
             raise RefusedError("this instrument's dose rate cannot be set from here")
+        self._change_rate(dose_rate_e_per_A2_s, lambda: control.set_dose_rate(dose_rate_e_per_A2_s))
+
+    def _set_spot_size(self, spot_size: int) -> None:
+        control = self._parts.spot_size
+        if control is None:
+            raise RefusedError("this instrument's spot size cannot be set from here")
+        self._change_rate(None, lambda: control.set_spot_size(spot_size))
+
+    def _set_magnification(self, magnification: float) -> None:
+        control = self._parts.magnification
+        if control is None:
+            raise RefusedError("this instrument's magnification cannot be set from here")
+        self._change_rate(None, lambda: control.set_magnification(magnification))
+        self._configure(self._settings)
+
+    def _change_rate(self, to_e_per_A2_s: float | None, change: Callable[[], object]) -> None:
+        """Change what the dose rate depends on, and book by what the column tells afterwards."""
         with self._beam_lock:
-            taken = self._column.set_dose_rate(dose_rate_e_per_A2_s)
-            self._beam = replace(self._beam, dose_rate_e_per_A2_s=taken)
+            before = self._account.clock.rate_e_per_A2_s
+            if to_e_per_A2_s is not None and before is not None and to_e_per_A2_s > before:
+                # While the column is at it, the higher one counts.
+                self._account.set_rate(to_e_per_A2_s)
+            try:
+                change()
+            finally:
+                self._read_rate()
+        if self._beam.blanked is False:
+            over = self._guard.why_not(self._rate_e_per_px_s())
+            if over is not None:
+                self._on_too_bright(over)
+
+    def _read_rate(self) -> None:
+        """Book by the dose rate that the column tells, or the one that the profile does."""
+        told, parts = self.profile.dose.incident_rate_e_per_A2_s, self._parts
+        rate = told if parts.dose_rate is None else parts.dose_rate.dose_rate_e_per_A2_s
+        self._account.set_rate(rate)
+        self._beam = replace(self._beam, dose_rate_e_per_A2_s=rate)
+        self._spot_size = parts.spot_size.spot_size if parts.spot_size else None
+        self._magnification = parts.magnification.magnification if parts.magnification else None
+
+    def _rate_e_per_px_s(self) -> float | None:
+        """Incident dose rate of an unbinned pixel in e-/px/s, where it is known."""
+        rate, stream = self._beam.dose_rate_e_per_A2_s, self._stream
+        if rate is None or not stream.pixel_size_nm:
+            return None
+        return per_pixel(rate, stream.pixel_size_nm / stream.state.binning)
+
+    def _check_detector(self) -> None:
+        over = self._guard.why_not(self._rate_e_per_px_s())
+        if over is not None:
+            raise RefusedError(f"the beam stays off: {over}")
 
     def _set_blanked(self, blanked: bool) -> None:
-        if not isinstance(self._column, Blanker):
+        blanker = self._parts.blanker
+        if blanker is None:
             raise RefusedError("this instrument has no beam blanker that can be set from here")
         # No lock: the blanker must not wait behind a dose rate that a slow column is taking.
+        answered_s = None
+        if not blanked:
+            self._account.beam_on()
         try:
-            self._column.set_blanked(blanked)
+            blanker.set_blanked(blanked)
+            answered_s = self._account.clock.now()
         finally:
             # After a failure above all: what is not known to be blanked counts as not blanked.
             try:
-                off = self._column.blanked
+                off = blanker.blanked
             except DeviceError:
                 off = False
             self._beam = replace(self._beam, blanked=off)
+            if off:
+                self._account.beam_off(answered_s)
+            else:
+                self._account.beam_on()
 
     def _read_beam(self) -> None:
-        column = self._column
-        self._beam = Beam(
-            column.dose_rate_e_per_A2_s if isinstance(column, DoseRateControl) else None,
-            column.blanked if isinstance(column, Blanker) else None,
-        )
+        blanker = self._parts.blanker
+        off = None if blanker is None else blanker.blanked
+        self._beam = Beam(blanked=off)
+        self._read_rate()
+        if off is False:
+            self._account.beam_on()
 
     def _blank_quietly(self) -> None:
         """Blank where there is a blanker; a failure is told, loudly, and never raised."""
-        if not isinstance(self._column, Blanker):
+        if self._parts.blanker is None:
+            self._account.beam_off()
             return
         try:
             self._set_blanked(True)
@@ -908,7 +1119,8 @@ class Session:
         elif reason == "budget":
             self._tell(
                 "warning",
-                f"the budget of {self._meter.budget_e_per_A2:g} e-/Å² is spent: beam blanked",
+                f"the budget of {self._account.budget_e_per_A2:g} e-/Å² is spent: "
+                + ("close the valves" if self._parts.blanker is None else "beam blanked"),
             )
         self.stopped.emit(reason)
         self._announce()
@@ -918,6 +1130,32 @@ class Session:
         self._blank_quietly()
         self._acquisition.request_stop(f"error: {error}", error)
         self._tell("error", str(error))
+
+    def _on_spent(self) -> None:
+        """The budget is spent, whether or not a frame has come; on the account's thread."""
+        running = self._acquisition.running
+        self._blank_quietly()
+        if running:
+            self._acquisition.request_stop("budget")
+        else:
+            self._tell("warning", "the budget is spent: beam blanked")
+            self._announce()
+
+    def _on_too_bright(self, text: str) -> None:
+        """The detector takes more than it may; from any thread."""
+        self._blank_quietly()
+        error = RefusedError(f"beam blanked to protect the detector: {text}")
+        if self._acquisition.running:
+            self._acquisition.request_stop(f"error: {error}", error)
+        else:
+            self._tell("error", str(error))
+
+    def _on_ledger_error(self, error: RecordingError) -> None:
+        self._tell("error", str(error))
+        if self._account.area is not None:
+            # The budget of this area would be wrong for ever.
+            self._blank_quietly()
+            self._acquisition.request_stop(f"error: {error}", error)
 
     def _announce(self) -> SessionState:
         state = self.state

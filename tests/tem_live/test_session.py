@@ -61,14 +61,16 @@ def run_to_end(session: Session, frames: int | None = None) -> None:
 
 
 def test_a_run_takes_its_frames_books_their_dose_and_ends_blanked(
-    fake_session: Opener, column: FakeColumn
+    fake_session: Opener, camera: FakeCamera, column: FakeColumn
 ):
     session = fake_session()
+    camera.interval_s = 0.01
     run_to_end(session, 20)
     stats = session.stats()
     assert (stats.frames, stats.dropped_raw, stats.stop_reason) == (20, 0, "frames")
-    # 500 e-/px/s on a pixel of 1 A^2, 0.01 s, 20 frames
-    assert stats.fluence_e_per_A2 == pytest.approx(100.0)
+    # 500 e-/px/s on a pixel of 1 A^2, 0.01 s, 20 frames, and what a busy computer adds to them.
+    assert 100.0 <= (stats.fluence_e_per_A2 or 0) < 300.0
+    assert stats.dose_source == "incident"
     # The fake camera's counts are 100 + sequence over a pedestal of 100, at 10 counts/e-.
     assert stats.dose_e_per_px == pytest.approx(np.arange(20).mean() / 10)
     assert column.blanked
@@ -475,12 +477,16 @@ def test_dose_rate_is_what_the_column_took(fake_session: Opener):
     assert session.dose_rate == pytest.approx(1e4)
 
 
-def test_budget_stops_before_it_is_overspent(fake_session: Opener, column: FakeColumn):
-    session = fake_session(dose={"budget_e_per_A2": 23.0})
+def test_budget_stops_before_it_is_overspent(
+    fake_session: Opener, camera: FakeCamera, column: FakeColumn
+):
+    # 50 e-/A^2 a frame
+    session = fake_session(camera={"exposure_s": 0.1}, dose={"budget_e_per_A2": 230.0})
+    camera.interval_s = 0.1
     run_to_end(session, 100)
     stats = session.stats()
     assert (stats.frames, stats.stop_reason) == (4, "budget")
-    assert stats.fluence_e_per_A2 == pytest.approx(20.0)
+    assert 200.0 <= (stats.fluence_e_per_A2 or 0) <= 230.0
     assert column.blanked
 
 
