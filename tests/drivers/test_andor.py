@@ -1,0 +1,226 @@
+"""The Andor driver against a fake of SDK3's functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tem_live.drivers.andor import AndorCamera, AndorOptions
+from tem_live.drivers.protocols import CameraSettings, FrameMeta
+from tem_live.errors import (
+    DeviceTimeoutError,
+    DisconnectedError,
+    NotConnectedError,
+    OverflowedError,
+    RefusedError,
+)
+from tests.drivers.conformance import CameraConformance
+from tests.drivers.instruments import atcore
+from tests.drivers.instruments.atcore import Atcore
+
+
+def make(fake: Atcore, **options: Any) -> AndorCamera:
+    return AndorCamera(AndorOptions(**options), lambda: fake.library)
+
+
+@pytest.fixture
+def fake() -> Iterator[Atcore]:
+    fake = Atcore()
+    yield fake
+    assert fake.library.errors == []
+    assert fake.open_handles == [], "what was opened is closed"
+    assert fake.queue == [], "no memory of ours is left with the library"
+
+
+@pytest.fixture
+def camera(fake: Atcore) -> Iterator[AndorCamera]:
+    camera = make(fake)
+    camera.open()
+    yield camera
+    camera.close()
+
+
+class TestAndor(CameraConformance):
+    exposure_s = 0.01
+    long_exposure_s = 1.0
+
+    def make_camera(self) -> AndorCamera:
+        return make(Atcore())
+
+
+def take(
+    camera: AndorCamera, count: int, exposure_s: float = 0.005
+) -> tuple[list[npt.NDArray[Any]], list[FrameMeta]]:
+    state = camera.configure(CameraSettings(exposure_s))
+    frames = [np.empty(state.frame_shape, state.dtype) for _ in range(count)]
+    camera.start()
+    metas = [camera.read_into(frame, 2.0) for frame in frames]
+    camera.stop()
+    return frames, metas
+
+
+def begin(camera: AndorCamera, exposure_s: float = 0.02) -> npt.NDArray[Any]:
+    """A free run, and a buffer for its frames."""
+    state = camera.configure(CameraSettings(exposure_s))
+    camera.start()
+    return np.empty(state.frame_shape, state.dtype)
+
+
+def test_pixels_are_those_of_their_exposure(camera: AndorCamera, fake: Atcore) -> None:
+    frames, metas = take(camera, 40)
+    assert [meta.sequence for meta in metas] == list(range(40))
+    for number, frame in enumerate(frames):
+        assert np.array_equal(frame, fake.sensor.picture(number))
+    assert metas[4].device_time_s == pytest.approx(0.05 + 4 * 0.005)
+
+
+def test_what_is_told_of_it(camera: AndorCamera) -> None:
+    told = camera.capabilities
+    assert told.name == "Andor ZYLA-4.2P VSC-1"
+    assert told.binnings == (1, 2, 4)
+    assert told.exposure_range_s == (1e-5, 30.0)
+    assert camera.configure(CameraSettings(0.01)).offset_counts == 100
+
+
+def test_exposure_is_read_back(camera: AndorCamera) -> None:
+    assert camera.configure(CameraSettings(0.010004)).exposure_s == pytest.approx(0.01)
+
+
+def test_it_is_set_up_to_run_by_itself(camera: AndorCamera, fake: Atcore) -> None:
+    chosen = {name: fake.words[name][index] for name, index in fake.chosen.items()}
+    assert chosen["TriggerMode"] == "Internal"
+    assert chosen["CycleMode"] == "Continuous"
+    assert chosen["PixelEncoding"] == "Mono16"
+
+
+@pytest.mark.parametrize("by_clock", [True, False])
+def test_lost_frames_are_counted_by_the_clock(fake: Atcore, by_clock: bool) -> None:
+    fake.sensor.lost = {3, 4, 9}
+    camera = make(fake, count_by_clock=by_clock)
+    camera.open()
+    try:
+        frames, metas = take(camera, 8)
+    finally:
+        camera.close()
+    arrived = [0, 1, 2, 5, 6, 7, 8, 10]
+    for number, frame in zip(arrived, frames, strict=True):
+        assert np.array_equal(frame, fake.sensor.picture(number))
+    assert [meta.sequence for meta in metas] == (arrived if by_clock else list(range(8)))
+
+
+def test_without_metadata_frames_are_counted_here(fake: Atcore) -> None:
+    fake.bools.clear()
+    fake.has_baseline = False
+    camera = make(fake)
+    camera.open()
+    try:
+        frames, metas = take(camera, 3)
+    finally:
+        camera.close()
+    assert [meta.sequence for meta in metas] == [0, 1, 2]
+    assert metas[0].device_time_s is None
+    assert np.array_equal(frames[2], fake.sensor.picture(2))
+
+
+def test_what_is_not_fetched_in_time_is_told(fake: Atcore) -> None:
+    camera = make(fake, buffer_frames=4)
+    camera.open()
+    try:
+        buffer = begin(camera, 0.005)
+        while fake.sensor.exposures() < 8:
+            time.sleep(0.005)
+        for sequence in range(4):
+            assert camera.read_into(buffer, 1.0).sequence == sequence
+        with pytest.raises(OverflowedError, match="buffer_frames"):
+            camera.read_into(buffer, 1.0)
+        # A new series is sound again.
+        camera.start(1)
+        assert camera.read_into(buffer, 1.0).sequence == 0
+    finally:
+        camera.close()
+
+
+@pytest.mark.parametrize("name", ["AT_WaitBuffer", "AT_QueueBuffer"])
+def test_errors_of_a_run_are_named(camera: AndorCamera, fake: Atcore, name: str) -> None:
+    buffer = begin(camera)
+    camera.read_into(buffer, 1.0)
+    fake.sensor.failing[name] = 17
+    with pytest.raises(DisconnectedError, match=f"{name}.*AT_ERR_COMM") as caught:
+        camera.read_into(buffer, 1.0)
+    assert "\n" not in str(caught.value)
+    fake.sensor.failing.clear()
+
+
+def test_unplugged_amid_a_run(camera: AndorCamera, fake: Atcore) -> None:
+    buffer = begin(camera)
+    camera.read_into(buffer, 1.0)
+    fake.sensor.present = False
+    began = time.monotonic()
+    with pytest.raises(DisconnectedError, match="CONNECTION"):
+        camera.read_into(buffer, 5.0)
+    assert time.monotonic() - began < 5
+    camera.close()
+    fake.queue.clear()
+
+
+def test_silent_and_gone_is_told_from_silent(camera: AndorCamera, fake: Atcore) -> None:
+    fake.sensor.silent = True
+    buffer = begin(camera)
+    with pytest.raises(DeviceTimeoutError):
+        camera.read_into(buffer, 0.15)
+    fake.bools["CameraPresent"] = 0
+    with pytest.raises(DisconnectedError, match="does not answer"):
+        camera.read_into(buffer, 0.15)
+
+
+def test_wrong_size_is_named(camera: AndorCamera, fake: Atcore) -> None:
+    fake.short_by = 4
+    with pytest.raises(DisconnectedError, match="bytes where"):
+        take(camera, 1)
+
+
+def test_properties(fake: Atcore) -> None:
+    camera = make(fake, properties={"SimplePreAmpGainControl": "16-bit"})
+    camera.open()
+    assert fake.chosen["SimplePreAmpGainControl"] == 1
+    camera.close()
+    with pytest.raises(RefusedError, match="it has: 12-bit, 16-bit"):
+        make(fake, properties={"SimplePreAmpGainControl": "64-bit"}).open()
+    with pytest.raises(RefusedError, match="Colour"):
+        make(fake, properties={"Colour": 3}).open()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda fake: setattr(fake, "cameras", 0), "finds 0 cameras"),
+        (lambda fake: setattr(fake.sensor, "in_use", True), "close the other program"),
+        (lambda fake: setattr(fake.sensor, "present", False), "AT_ERR_CONNECTION"),
+    ],
+    ids=["none", "in use", "gone"],
+)
+def test_what_keeps_it_from_opening_is_named(fake: Atcore, spoil: Any, words: str) -> None:
+    spoil(fake)
+    camera = make(fake)
+    with pytest.raises(NotConnectedError, match=words) as caught:
+        camera.open()
+    assert "\n" not in str(caught.value)
+    camera.close()
+
+
+def test_without_the_library() -> None:
+    with pytest.raises(NotConnectedError, match="SDK3") as caught:
+        AndorCamera(AndorOptions(library="no-such-file.dll")).open()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_fake_knows_its_numbers() -> None:
+    from tem_live.drivers import andor
+
+    assert andor._CODES[atcore.OVERFLOW] == "HARDWARE_OVERFLOW"
+    assert andor._CODES[atcore.INUSE] == "DEVICEINUSE"
