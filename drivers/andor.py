@@ -68,7 +68,7 @@ _CODES = {
 _TIMEDOUT, _NODATA, _DEVICEINUSE, _OVERFLOW = 13, 11, 38, 100
 _REFUSALS = {*range(2, 10), 15, 18, 19, _DEVICEINUSE}
 _TIMESTAMP_CHUNK = 1
-_ENCODINGS = {
+_ENCODINGS: dict[str, np.dtype[Any]] = {
     "Mono16": np.dtype("<u2"),
     "Mono32": np.dtype("<u4"),
 }
@@ -456,10 +456,11 @@ def _timestamp(frame: npt.NDArray[np.uint8]) -> int | None:
     """
     end = frame.size
     while end >= 8:
-        number, length = struct.unpack_from("<II", frame, end - 8)
+        number, length = struct.unpack("<II", frame[end - 8 : end].tobytes())
         if not 4 <= length <= end - 4:
             return None
         if number == _TIMESTAMP_CHUNK and length >= 12:
-            return int(struct.unpack_from("<Q", frame, end - 4 - length)[0])
+            at = end - 4 - length
+            return int.from_bytes(frame[at : at + 8].tobytes(), "little")
         end -= length + 4
     return None
