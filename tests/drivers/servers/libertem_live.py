@@ -6,6 +6,7 @@ and name its folder of programs in ``LIBERTEM_LIVE_BIN``, or have it on the PATH
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -51,7 +52,11 @@ class Peer:
         with log.open("wb") as file:
             # In a group of its own: the DECTRIS simulator is more than one process.
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=file, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
             )
         deadline = time.monotonic() + START_S
         # Not told by connecting: these simulators serve one client at a time.
@@ -69,3 +74,6 @@ class Peer:
             else:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()

@@ -1,0 +1,273 @@
+"""A GigE Vision or USB3 Vision camera without a vendor's software, with the library viva-genicam.
+
+Library: https://github.com/VitalyVorobyev/viva-genicam.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+from tem_live.drivers.genicam_link import Block, Value, plane
+from tem_live.errors import DisconnectedError, NotConnectedError, RefusedError
+
+_DISCOVERY_MS = (100, 1000)
+"""How long cameras may take to answer: most do at once."""
+_LIFE_MS = (100, 300)
+"""How long a camera may take for a sign of life; asking for a feature could take 8 s."""
+_TICKS = "GevTimestampTickFrequency"
+
+
+class Viva:
+    """See the module's text; an open connection.
+
+    Parameters
+    ----------
+    transport : {"gige", "usb3"}
+        How the camera is connected.
+    device : str
+        Address, MAC address, serial number or model of the camera; "" for the only one.
+    interface : str
+        Address or name of this computer's network interface; "" for all of them.
+    packet_bytes : int or None
+        Size of the packets of GigE Vision to set; None leaves it.
+    """
+
+    def __init__(
+        self,
+        transport: Literal["gige", "usb3"],
+        device: str,
+        interface: str,
+        packet_bytes: int | None,
+    ) -> None:
+        try:
+            import viva_genicam
+        except ImportError:
+            raise NotConnectedError(
+                'GenICam needs viva-genicam: pip install "tem-live[genicam]"'
+            ) from None
+        self._library: Any = viva_genicam
+        self._packet_bytes = packet_bytes
+        self._interface = interface or None
+        self._camera: Any = None
+        self._stream: Any = None
+        self._gone_for_good = False
+        self._name = f"the camera {device}".strip()
+        self._found = self._look(transport, device)
+        self._camera = self._open(self._found, transport)
+        try:
+            words = (self._text("DeviceVendorName"), self._text("DeviceModelName"))
+            self._name = " ".join(words).strip() or self._name
+            self._ticks_per_s = float(self.get(_TICKS)) if self.has(_TICKS) else 0.0
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """See `Link`."""
+        return self._name
+
+    def has(self, feature: str) -> bool:
+        """See `Link`."""
+        try:
+            state = self._state(feature)
+        except RefusedError:
+            return False
+        return bool(state.is_implemented and state.is_available)
+
+    def writable(self, feature: str) -> bool:
+        """See `Link`."""
+        try:
+            state = self._state(feature)
+        except RefusedError:
+            return False
+        return bool(state.is_available and state.access in ("RW", "WO"))
+
+    def get(self, feature: str) -> Value:
+        """See `Link`."""
+        self._asked(feature, lambda camera: camera.invalidate(feature))
+        value: Value = self._state(feature).value
+        return value
+
+    def set(self, feature: str, value: Value) -> None:
+        """See `Link`."""
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        self._asked(f"{feature} = {value!r}", lambda camera: camera.set(feature, text))
+
+    def limits(self, feature: str) -> tuple[float, float, float]:
+        """See `Link`."""
+        span = self._state(feature).range
+        if span is None:
+            raise RefusedError(f"the camera tells no range of {feature}")
+        return float(span.min), float(span.max), float(span.inc or 0.0)
+
+    def entries(self, feature: str) -> list[str]:
+        """See `Link`."""
+        found: list[str] = self._asked(feature, lambda c: c.available_enum_entries(feature))
+        return found
+
+    def start(self) -> None:
+        """See `Link`."""
+        self._stream = self._asked(
+            "a stream",
+            lambda camera: camera.stream(iface=self._interface, packet_size=self._packet_bytes),
+        )
+        self._asked("AcquisitionStart", lambda camera: camera.acquisition_start())
+
+    def stop(self) -> None:
+        """See `Link`."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            # A camera that is gone would be waited for.
+            if not self._gone_for_good:
+                with contextlib.suppress(self._library.GenicamError):
+                    self._camera.acquisition_stop()
+            with contextlib.suppress(self._library.GenicamError):
+                stream.close()
+
+    def fetch(self, wait_s: float) -> Block | None:
+        """See `Link`."""
+        if self._stream is None:
+            raise DisconnectedError("the camera was stopped")
+        try:
+            image = self._stream.next_frame(max(1, int(1e3 * wait_s)))
+        except self._library.TransportError as error:
+            if "timeout" in str(error):
+                return None
+            raise self._gone(error) from None
+        except self._library.GenicamError as error:
+            raise self._gone(error) from None
+        if image is None:
+            raise DisconnectedError(f"{self._name} ended its stream; reconnect to it")
+        pixels = image.to_numpy()
+        return Block(
+            number=int(image.block_id),
+            pixel_format=str(image.pixel_format),
+            pixels=plane(pixels.reshape(-1), int(image.height), int(image.width)),
+            device_time_s=self._seconds(image.ts_dev),
+            raw={"block": int(image.block_id)},
+        )
+
+    def check(self) -> None:
+        """See `Link`."""
+        camera = self._camera
+        if camera is None or camera.transport != "gige":
+            return
+        if camera.control_state != self._library.ControlState.HELD:
+            self._gone_for_good = True
+            raise DisconnectedError(
+                f"{self._name} no longer obeys this program: it is gone, or another program took "
+                "it; close that one and reconnect"
+            )
+
+    def probe(self) -> None:
+        """See `Link`."""
+        self.check()
+        if self._camera is None or self._camera.transport != "gige":
+            return
+        for wait_ms in _LIFE_MS:
+            found = self._library.discover(wait_ms, iface=self._interface, all=True)
+            if any(info.mac == self._found.mac for info in found):
+                return
+        self._gone_for_good = True
+        raise self._gone("it no longer answers")
+
+    def close(self) -> None:
+        """See `Link`."""
+        self.stop()
+        camera, self._camera = self._camera, None
+        if camera is not None:
+            with contextlib.suppress(self._library.GenicamError):
+                camera.close()
+
+    # --------------------------------------------------------------------------------- internals
+
+    def _look(self, transport: str, device: str) -> Any:
+        library = self._library
+        for wait_ms in _DISCOVERY_MS:
+            try:
+                if transport == "usb3":
+                    found = library.discover_u3v()
+                else:
+                    found = library.discover(wait_ms, iface=self._interface, all=True)
+            except library.GenicamError as error:
+                raise NotConnectedError(
+                    f"cameras cannot be looked for ({_one_line(error)}); correct camera.interface"
+                ) from None
+            if any(not device or device in _labels(info) for info in found):
+                break
+        return self._choose(found, device)
+
+    def _choose(self, found: list[Any], device: str) -> Any:
+        labels = [_labels(info) for info in found]
+        matching = [i for i, words in enumerate(labels) if not device or device in words]
+        if not matching:
+            known = ", ".join(words[0] for words in labels) or "none"
+            which = f"camera '{device}'" if device else "camera"
+            raise NotConnectedError(
+                f"no {which} answers (found: {known}); switch it on, give it an address of this "
+                "network, or set camera.device and camera.interface"
+            )
+        if len(matching) > 1:
+            raise NotConnectedError(
+                "more than one camera answers; set camera.device to one of "
+                f"{', '.join(labels[i][0] for i in matching)}"
+            )
+        return found[matching[0]]
+
+    def _open(self, found: Any, transport: str) -> Any:
+        library = self._library
+        try:
+            if transport == "usb3":
+                return library.connect_u3v(found)
+            return library.connect_gige(found, iface=self._interface)
+        except library.GenicamError as error:
+            if "ACCESS_DENIED" in str(error):
+                raise NotConnectedError(
+                    f"{self._name} is in use; close the other program on it"
+                ) from None
+            raise NotConnectedError(
+                f"{self._name} cannot be opened ({_one_line(error)}); switch it off and on"
+            ) from None
+
+    def _text(self, feature: str) -> str:
+        try:
+            return str(self.get(feature))
+        except RefusedError:
+            return ""
+
+    def _state(self, feature: str) -> Any:
+        return self._asked(feature, lambda camera: camera.feature_state(feature))
+
+    def _seconds(self, ticks: int | None) -> float | None:
+        return ticks / self._ticks_per_s if ticks is not None and self._ticks_per_s else None
+
+    def _asked(self, what: str, question: Callable[[Any], Any]) -> Any:
+        """Ask the library; what it raises is said in the words of this program."""
+        if self._camera is None:
+            raise DisconnectedError("the camera was closed")
+        library = self._library
+        try:
+            return question(self._camera)
+        except library.TransportError as error:
+            raise self._gone(error) from None
+        except library.GenicamError as error:
+            # What cannot be written or read because the camera is gone says "register I/O".
+            if "I/O" in str(error):
+                raise self._gone(error) from None
+            raise RefusedError(f"the camera refuses {what} ({_one_line(error)})") from None
+
+    def _gone(self, why: BaseException | str) -> DisconnectedError:
+        return DisconnectedError(
+            f"{self._name} is gone ({_one_line(why)}); switch it on and reconnect"
+        )
+
+
+def _labels(info: Any) -> list[str]:
+    return [str(word) for word in info.to_dict().values() if word]
+
+
+def _one_line(why: BaseException | str) -> str:
+    return " ".join(str(why).split())[:200] or type(why).__name__
