@@ -699,12 +699,12 @@ class Acquisition:
         self,
         frames: int | None,
         seconds: float | None,
-        unblank: Callable[[], None] = lambda: None,
+        unblank: Callable[[], None] | None = None,
     ) -> Future[None]:
         """Begin a run of so many frames or seconds, or without end.
 
-        ``unblank`` lets the beam through, just before the camera starts. With a budget that does
-        not allow one frame it is not called, and the run has ended.
+        ``unblank`` lets the beam through, just before the camera starts; None leaves it as it is.
+        With a budget that does not allow one frame it is not called, and the run has ended.
         """
         return self.call(lambda: self._begin(frames, seconds, unblank))
 
@@ -768,12 +768,13 @@ class Acquisition:
         except DeviceError as error:
             self._finish(f"error: {error}", error)
 
-    def _start_camera(self, unblank: Callable[[], None]) -> None:
+    def _start_camera(self, unblank: Callable[[], None] | None) -> None:
         stream = self.stream
         assert stream is not None
         self._times = FrameTimes(stream.state.frame_interval_s)
-        self._unblanked_at = self._account.clock.now()
-        unblank()
+        if unblank is not None:
+            self._unblanked_at = self._account.clock.now()
+            unblank()
         self._camera.start(self._remaining)
         self._expected = 0
         self._waiting_since = time.monotonic()
@@ -804,7 +805,7 @@ class Acquisition:
             self._hand_on(stream, slot, meta, arrived_s, self._beam())
 
     def _begin(
-        self, frames: int | None, seconds: float | None, unblank: Callable[[], None]
+        self, frames: int | None, seconds: float | None, unblank: Callable[[], None] | None
     ) -> None:
         if self.stream is None:
             raise DeviceError("the camera is not configured")
@@ -821,7 +822,7 @@ class Acquisition:
         self.running = True
         interval_s = self.stream.state.frame_interval_s
         first_ends_s = self._account.clock.now() + self.lead_s + interval_s
-        if not self._account.lasts_until(first_ends_s, unblanking=True):
+        if not self._account.lasts_until(first_ends_s, unblanking=unblank is not None):
             self._finish("budget")
             return
         try:

@@ -31,6 +31,7 @@ from tem_live.account import Cost, DoseAccount
 from tem_live.calibration import Calibrator, Kind, Reference, default_path, make_gain
 from tem_live.detector_guard import DetectorGuard
 from tem_live.dose import per_A2, per_pixel
+from tem_live.dose_calibration import DoseCalibration, saved_calibration
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -51,7 +52,7 @@ from tem_live.errors import (
     TemLiveError,
 )
 from tem_live.frames import Backend, FrameRing, open_backend
-from tem_live.instrument import make_camera, make_column
+from tem_live.instrument import make_beam_monitor, make_camera, make_column
 from tem_live.ledger import Ledger
 from tem_live.pipeline import Acquisition, Beam, Processor, Stream, Taken, Writer, take_all
 from tem_live.profiles import Profile, load_profile
@@ -60,6 +61,7 @@ from tem_live.supervisor import Supervisor, last_report
 from tem_live.threads import let_threads_sleep
 
 if TYPE_CHECKING:
+    from tem_live.minimise import DoseMinimiser, Knob, Target
     from tem_live.models import Restorer
     from tem_live.watch import Watch
 
@@ -145,6 +147,7 @@ class Session:
         self._beam = Beam()
         self._emergencies = 0
         self._watch: Watch | None = None
+        self._minimiser: DoseMinimiser | None = None
         self._closing = contextlib.ExitStack()
         self.messages: deque[tuple[str, str]] = deque(maxlen=50)
         self._parts = ColumnParts()
@@ -157,6 +160,8 @@ class Session:
         # What is quick to refuse comes before the network's weights, and those before a device.
         self._camera = make_camera(profile)
         self._column = make_column(profile, self._camera)
+        self._monitor = make_beam_monitor(profile, self._camera)
+        self._calibration = saved_calibration(profile.name)
         self._restorer: Restorer | None = _load_restorer(profile.restorer.model, profile)
         device = str(self._restorer.device) if self._restorer else "cpu"
         self._backend: Backend = open_backend(device)
@@ -613,6 +618,75 @@ class Session:
         self._closing.callback(self._watch.close)
         return self._watch
 
+    def minimise(
+        self,
+        target_resolution_nm: float | None = None,
+        *,
+        target: Target | None = None,
+        knob: Knob | None = None,
+        lowest: float | None = None,
+        highest: float | None = None,
+        confidence: float = 0.9,
+    ) -> DoseMinimiser:
+        """Hold the dose of the frames as low as a target allows, from now on.
+
+        Parameters
+        ----------
+        target_resolution_nm : float, optional
+            Period in nm that restored frames must resolve; or ``target``.
+        target : Target, optional
+            Another one: `tem_live.minimise.EquivalentDose`, `ContrastToNoise`.
+        knob : {"dose_rate", "exposure_s"}, optional
+            What is set; by default the dose rate where the column steers it.
+        lowest, highest, confidence
+            See `tem_live.minimise.DoseMinimiser`.
+
+        Returns
+        -------
+        DoseMinimiser
+            Running, until its `stop` or the end of the session.
+
+        Raises
+        ------
+        InputError
+            There is no target, or a bound or the confidence is out of range.
+        RefusedError
+            No restorer runs that restores each frame by itself, the pixel size is unknown, or a
+            loop is on already.
+        """
+        from tem_live.minimise import DoseMinimiser, Resolution
+        from tem_live.watch import Watch
+
+        self._must_be_open()
+        if (target is None) == (target_resolution_nm is None):
+            raise InputError("say what the frames must reach: a resolution in nm, or a target")
+        wanted = target or Resolution(target_resolution_nm or 0.0)
+        if not self._restores_singly():
+            raise RefusedError(
+                f"the dose is judged on frames restored each by itself, which '{self.model}' does "
+                "not do; choose another model"
+            )
+        if isinstance(wanted, Resolution):
+            self._pixel_size_nm()
+        if self._minimiser is not None and self._minimiser.state.active:
+            raise RefusedError("a dose loop is on already; stop it first")
+        if knob is None:
+            steered = self._parts.dose_rate_control is not None and bool(self.dose_rate)
+            knob = "dose_rate" if steered else "exposure_s"
+        watch = Watch(self.subscribe, self._tell, self._restores_singly)
+        self._closing.callback(watch.close)
+        self._watch = watch
+        try:
+            loop = DoseMinimiser(
+                self, watch, wanted, knob, lowest, highest, confidence, self._tell, watch.close
+            )
+        except BaseException:
+            watch.close()
+            raise
+        self._closing.callback(loop.stop)
+        self._minimiser = loop
+        return loop
+
     @property
     def budget_e_per_A2(self) -> float | None:
         """Fluence in e-/A^2 at which a run stops with the beam blanked; None for no limit."""
@@ -757,6 +831,83 @@ class Session:
             self._start(None, None, since)
         return saved
 
+    def take_raw(self, frames: int, blanked: bool = False) -> list[npt.NDArray[Any]]:
+        """Raw frames in counts, uncalibrated, as a calibration needs them.
+
+        Parameters
+        ----------
+        frames : int
+            How many. Two more are taken before them and left out.
+        blanked : bool
+            With the beam blanked (without a blanker, blank it by hand before).
+
+        Returns
+        -------
+        list of ndarray (H, W)
+            Of the camera's dtype, with memory of their own.
+
+        Raises
+        ------
+        DeviceError
+            The run ended before all had come.
+        RefusedError
+            A run is going on.
+        """
+        with self._lock:
+            self._must_be_open()
+            if self._acquisition.running:
+                raise RefusedError("a run is going on; stop it first")
+            kept: list[npt.NDArray[Any]] = []
+            self._each_raw(frames, blanked, self._emergencies, lambda raw: kept.append(raw.copy()))
+        return kept
+
+    def use_dose_calibration(self, calibration: DoseCalibration | None) -> None:
+        """Convert counts and book by this calibration from now on; None for none."""
+        self._must_be_open()
+        self._calibration = calibration
+        self._acquisition.call(lambda: self._configure(self._settings)).result()
+        with self._beam_lock:
+            self._read_rate()
+        self._announce()
+
+    @property
+    def can_set_dose_rate(self) -> bool:
+        """Whether the column steers the dose rate."""
+        return self._parts.dose_rate_control is not None
+
+    @property
+    def beam_area_nm2(self) -> float | None:
+        """Illuminated area at the specimen in nm², where the column knows it."""
+        return None if self._parts.beam_area is None else self._parts.beam_area.beam_area_nm2
+
+    def read_current(self) -> float:
+        """The beam's current in ampere, measured with the beam on; its sign is the instrument's.
+
+        Raises
+        ------
+        RefusedError
+            The profile has no beam monitor, or it has no number.
+        DeviceError
+            It failed.
+        """
+        self._must_be_open()
+        if self._monitor is None:
+            raise RefusedError("this profile has no beam monitor; set beam_monitor.driver")
+        self._monitor.open()
+        since = self._emergencies
+        was_blanked = self._beam.blanked
+        try:
+            if was_blanked:
+                self._unblank(since)
+            reading = self._monitor.read_current()
+        finally:
+            if was_blanked:
+                self._blank_quietly()
+        if reading.current_A is None:
+            why = "the current is more than its range" if reading.overflow else "it has no number"
+            raise RefusedError(f"the beam monitor does not tell the current: {why}")
+        return reading.current_A
+
     # ---------------------------------------------------------------------------------- closing
 
     def close(self) -> None:
@@ -772,6 +923,8 @@ class Session:
         self._writer.shut_down()
         self._recording = None
         self._camera.close()
+        if self._monitor is not None:
+            self._monitor.close()
         if self._column is not None:
             with contextlib.suppress(DeviceError):
                 self._column.close()
@@ -875,7 +1028,8 @@ class Session:
         """Set the camera and lay out the frames' memory anew; on the camera's thread."""
         state = self._camera.configure(wanted)
         given = self.profile.camera
-        gain = given.counts_per_electron or state.counts_per_electron
+        calibrated = self._calibration.counts_per_electron if self._calibration else None
+        gain = given.counts_per_electron or calibrated or state.counts_per_electron
         pixel_size_nm = self._pixel_size_of(state)
         old = self._acquisition.stream
         if old and (old.ring.shape, old.ring.dtype) == (state.frame_shape, state.dtype):
@@ -941,17 +1095,28 @@ class Session:
 
     def _mean_counts(self, frames: int, blanked: bool, since: int) -> npt.NDArray[np.float64]:
         total = np.zeros(self._stream.state.frame_shape, np.float64)
+        self._each_raw(frames, blanked, since, total.__iadd__)
+        return total / frames
+
+    def _each_raw(
+        self,
+        frames: int,
+        blanked: bool,
+        since: int,
+        use: Callable[[npt.NDArray[Any]], object],
+    ) -> None:
+        """Hand so many raw frames to ``use``, on the camera's thread; the beam ends blanked."""
         # The first two frames may have begun before the beam was where it should be.
         skip = 2
         seen = 0
 
-        def add(taken: Taken) -> None:
+        def tap(taken: Taken) -> None:
             nonlocal seen
             seen += 1
             if skip < seen <= skip + frames:
-                total.__iadd__(taken.slot.host)
+                use(taken.slot.host)
 
-        self._acquisition.taps.append(add)
+        self._acquisition.taps.append(tap)
         try:
             if blanked:
                 self._blank_quietly()
@@ -964,12 +1129,11 @@ class Session:
                 ).result()
             self._acquisition.wait()
         finally:
-            self._acquisition.taps.remove(add)
+            self._acquisition.taps.remove(tap)
             self._blank_quietly()
-        reason = self._acquisition.stop_reason or ""
         if seen < skip + frames:
-            raise DeviceError(f"the reference was not finished: {reason.removeprefix('error: ')}")
-        return total / frames
+            reason = (self._acquisition.stop_reason or "").removeprefix("error: ")
+            raise DeviceError(f"only {max(seen - skip, 0)} of {frames} frames came: {reason}")
 
     def _pixel_size_of(self, state: CameraState) -> float | None:
         """Size of a binned pixel at the specimen in nm, from whoever knows it best."""
@@ -997,7 +1161,10 @@ class Session:
         control = self._parts.dose_rate_control
         if control is None:
             raise RefusedError("this instrument's dose rate cannot be set from here")
-        self._change_rate(dose_rate_e_per_A2_s, lambda: control.set_dose_rate(dose_rate_e_per_A2_s))
+        told = dose_rate_e_per_A2_s
+        if self._calibration is not None:
+            told /= self._calibration.column_factor
+        self._change_rate(dose_rate_e_per_A2_s, lambda: control.set_dose_rate(told))
 
     def _set_spot_size(self, spot_size: int) -> None:
         control = self._parts.spot_size
@@ -1030,12 +1197,18 @@ class Session:
 
     def _read_rate(self) -> None:
         """Book by the dose rate that the column tells, or the one that the profile does."""
-        told, parts = self.profile.dose.incident_rate_e_per_A2_s, self._parts
-        rate = told if parts.dose_rate is None else parts.dose_rate.dose_rate_e_per_A2_s
-        self._account.set_rate(rate)
-        self._beam = replace(self._beam, dose_rate_e_per_A2_s=rate)
+        parts, calibration = self._parts, self._calibration
         self._spot_size = parts.spot_size.spot_size if parts.spot_size else None
         self._magnification = parts.magnification.magnification if parts.magnification else None
+        if parts.dose_rate is not None:
+            told: float | None = parts.dose_rate.dose_rate_e_per_A2_s
+        else:
+            told = self.profile.dose.incident_rate_e_per_A2_s
+        rate = told
+        if calibration is not None:
+            rate = calibration.rate(told, self._spot_size, self._magnification)
+        self._account.set_rate(rate)
+        self._beam = replace(self._beam, dose_rate_e_per_A2_s=rate)
 
     def _rate_e_per_px_s(self) -> float | None:
         """Incident dose rate of an unbinned pixel in e-/px/s, where it is known."""
