@@ -175,3 +175,72 @@ class RunStats:
     left_e_per_A2: float | None = None
     recorded: int = 0
     stop_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopState:
+    """What the dose-minimising loop is doing.
+
+    Attributes
+    ----------
+    active : bool
+        Whether it sets the dose.
+    phase : str
+        ``measuring``, ``lowering``, ``raising``, ``holding``, ``out of reach`` or ``stopped``.
+    target : str
+        What is wanted, in words.
+    dose_e_per_px : float or None
+        Incident dose of a frame as it is set now; the detected one where nobody knows the rate.
+    needed_e_per_px : float or None
+        The same that would just meet the target.
+    confidence : float or None
+        Probability that a frame of the present dose meets the target.
+    pairs : int
+        Pairs of frames that were judged for it.
+    text : str
+        One line for the user.
+    """
+
+    active: bool
+    phase: str
+    target: str
+    dose_e_per_px: float | None = None
+    needed_e_per_px: float | None = None
+    confidence: float | None = None
+    pairs: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DoseTexts:
+    """All about the dose, ready to show: one short line each, "–" where there is nothing to say.
+
+    Attributes
+    ----------
+    rate : str
+        Incident dose rate.
+    this_frame : str
+        Dose of the last frame, as detected and as booked.
+    total : str
+        Fluence of the specimen area, and of the session where that is another.
+    next_frame : str
+        What the next frame costs, and whether it fits the budget.
+    left : str
+        What is left of the budget.
+    time_left : str
+        For how long that lasts at this rate.
+    loop : str
+        The dose-minimising loop.
+    fidelity, damage : str
+        What the live frames tell.
+    """
+
+    rate: str
+    this_frame: str
+    total: str
+    next_frame: str
+    left: str
+    time_left: str
+    loop: str
+    fidelity: str
+    damage: str
