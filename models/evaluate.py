@@ -31,10 +31,12 @@ __all__ = [
     "Options",
     "bm3d_restore",
     "check",
+    "empty_film",
     "evaluate",
     "evaluate_pair",
     "evaluate_scenes",
     "main",
+    "method_of",
     "methods_of",
     "nlm_restore",
     "summarise",
@@ -294,7 +296,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def _empty_film(a: Array, b: Array) -> npt.NDArray[np.bool_]:
+def empty_film(a: Array, b: Array) -> npt.NDArray[np.bool_]:
     """Pixels far from any particle: near the film's own level after heavy smoothing."""
     smooth = ndimage.gaussian_filter((a + b) / 2, 5.0)
     level = float(np.percentile(smooth, 60))
@@ -341,7 +343,7 @@ def evaluate_pair(methods: dict[str, Method], a: Array, b: Array) -> dict[str, d
     ``texture`` is the standard deviation of r - Gaussian(r, 8 px) over empty film, over the mean;
     NaN where no film is found.
     """
-    film = _empty_film(a, b)
+    film = empty_film(a, b)
     common = 0.5 * scores.mse(a, b)
 
     def figures(restore: Method) -> dict[str, float]:
@@ -390,18 +392,26 @@ def load_references(folder: Path) -> dict[str, Array]:
     return out
 
 
+def method_of(restorer: Restorer) -> Method:
+    """The restorer as a function of single frames: one with a memory forgets before each."""
+    forget = getattr(restorer, "reset", None)
+
+    def restore(frame: Array) -> Array:
+        if forget is not None:
+            forget()
+        return np.asarray(restorer.restore(frame), dtype=np.float32)
+
+    return restore
+
+
 def methods_of(options: Options) -> dict[str, Method]:
     """Load the restorers and the baselines that are methods of their own, by name."""
-
-    def wrap(restorer: Restorer) -> Method:
-        return lambda frame: np.asarray(restorer.restore(frame), dtype=np.float32)
-
     methods: dict[str, Method] = {}
     for given in options.models:
         restorer = load_restorer(given, options.device)
         # "gaussian" is what the best one is called in the figures of a pair.
         name = "gaussian-2px" if restorer.name == "gaussian" else restorer.name
-        methods[given if name in methods else name] = wrap(restorer)
+        methods[given if name in methods else name] = method_of(restorer)
     for name, restore in (("nlm", nlm_restore), ("bm3d", bm3d_restore)):
         if name in options.baselines:
             methods[name] = restore

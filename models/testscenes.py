@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ __all__ = [
     "atom_columns",
     "gaussian_columns",
     "reference_scene",
+    "simulator_nanoparticles",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -318,4 +320,16 @@ def reference_scene(name: str, size: int = 512, seed: int = 0) -> npt.NDArray[np
     """Return the test scene of this name, float32 (size, size), mean 1."""
     key = sum(map(ord, name))
     image = {**TEST_SCENES, **LATTICE_SCENES}[name](np.random.default_rng([911, key, seed]), size)
+    return np.asarray(image / image.mean(), dtype=np.float32)
+
+
+def simulator_nanoparticles() -> npt.NDArray[np.float32]:
+    """Return the simulated camera's nanoparticles from their file, float32 (512, 512), mean 1.
+
+    The file was written by ``tools/make_scene_file.py``.
+    """
+    from imagecodecs import png_decode
+
+    path = Path(__file__).parent / "scene_files" / "nanoparticles.png"
+    image = np.asarray(png_decode(path.read_bytes()), dtype=np.float64)
     return np.asarray(image / image.mean(), dtype=np.float32)

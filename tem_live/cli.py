@@ -37,11 +37,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(help="Restorers and their cards.", rich_markup_mode=None)
-calibrate_app = typer.Typer(help="Take dark and gain references.", rich_markup_mode=None)
+calibrate_app = typer.Typer(
+    help="Take dark and gain references; measure gain and dose rate.", rich_markup_mode=None
+)
+ledger_app = typer.Typer(help="What each specimen area has taken.", rich_markup_mode=None)
 import_app = typer.Typer(help="Bring in networks that others trained.", rich_markup_mode=None)
 models_app.add_typer(import_app, name="import")
 app.add_typer(models_app, name="models")
 app.add_typer(calibrate_app, name="calibrate")
+app.add_typer(ledger_app, name="ledger")
 
 ProfileOption = Annotated[
     str, typer.Option("--profile", "-p", help="Name of an instrument profile, or a .toml file.")
@@ -117,6 +121,9 @@ def run(
     budget: Annotated[
         float | None, typer.Option(metavar="E_PER_A2", help="Stop at this fluence in e-/Å².")
     ] = None,
+    area: Annotated[
+        str | None, typer.Option(help="Specimen area; its fluence counts on across sessions.")
+    ] = None,
     fidelity: Annotated[
         bool, typer.Option("--fidelity", help="Judge the restored frames, and follow damage.")
     ] = False,
@@ -129,6 +136,8 @@ def run(
     overrides = _overrides(set_, model)
     if budget is not None:
         overrides.append(f"dose.budget_e_per_A2={budget!r}")
+    if area is not None:
+        overrides.append(f"dose.area={json.dumps(area)}")
     loaded = _load(profile, overrides)
     figures = acquire(loaded, frames, seconds, out, None if json_ else _progress, fidelity)
     reason = figures["stop_reason"] or ""
@@ -271,12 +280,31 @@ def evaluate(
     columns: Annotated[
         bool, typer.Option("--columns", help="Atom columns against the bound of the raw counts.")
     ] = False,
+    targets: Annotated[
+        bool,
+        typer.Option("--targets", help="Every target, row by row; takes --size and --pair too."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Score restorers and baselines on scenes whose truth is known."""
-    from tem_live.models import default_restorer
+    from tem_live.models import default_restorer, load_restorer
     from tem_live.models import evaluate as scoring
+    from tem_live.models import evaluate_targets as judging
 
+    if targets:
+        rows: list[dict[str, Any]] = []
+        for name in model or [default_restorer()]:
+            rows += judging.evaluate_targets(
+                load_restorer(name, device),
+                size=size,
+                pair=pair,
+                counts_per_electron=counts_per_electron,
+                say=None if json_ else _overwrite,
+            )
+        if not json_:
+            _overwrite("")
+        _print(rows if json_ else judging.table(rows), json_)
+        return
     options = scoring.Options(
         models=tuple(model or [default_restorer()]),
         baselines=_words(baselines),
@@ -390,6 +418,95 @@ def calibrate_gain(
 ) -> None:
     """Take a gain reference, with the beam on, even, and no specimen in it."""
     _reference("gain", profile, frames, out, set_, json_)
+
+
+@calibrate_app.command("dose")
+def calibrate_dose(
+    profile: ProfileOption = "sim",
+    vacuum: Annotated[
+        bool, typer.Option("--vacuum", help="No specimen is in the beam: use its frames as well.")
+    ] = False,
+    beam_area_nm2: Annotated[
+        float | None,
+        typer.Option(metavar="NM2", help="Illuminated area at the specimen, for the current."),
+    ] = None,
+    excess_noise: Annotated[
+        float | None,
+        typer.Option(help="Of the camera: 1 + (relative spread of an electron's signal)^2."),
+    ] = None,
+    use: Annotated[
+        str | None, typer.Option(help="Book by column, current or vacuum; by default the first.")
+    ] = None,
+    out: OutOption = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Measure counts per electron and dose rate; an even beam on what may be lost, or on nothing."""
+    from tem_live import dose_calibration as calibration
+    from tem_live.session import Session
+
+    if beam_area_nm2 is not None and not beam_area_nm2 > 0:
+        raise InputError(f"--beam-area-nm2 {beam_area_nm2:g}: give a positive area in nm²")
+    source = next((s for s in calibration.SOURCES if s == use), None)
+    if use is not None and source is None:
+        raise InputError(f"--use {use}: one of {', '.join(calibration.SOURCES)}")
+    with Session(_load(profile, _overrides(set_, "none"))) as session:
+        found = calibration.calibrate_dose(
+            session,
+            vacuum=vacuum,
+            beam_area_nm2=beam_area_nm2,
+            excess_noise=excess_noise,
+            use=source,
+            progress=(lambda text: None) if json_ else _say,
+        )
+    path = found.save(out or calibration.calibration_path(found.profile))
+    if json_:
+        _print({**found.model_dump(mode="json"), "path": str(path)}, True)
+        return
+    _print(calibration.as_rows(found), False)
+    _print(
+        {
+            "counts per electron": found.counts_per_electron,
+            "95 % interval": found.counts_interval,
+            "disagreement": found.disagreement,
+            "kept in": str(path),
+        },
+        False,
+    )
+    for text in found.assumptions:
+        typer.echo(f"assumed: {text}")
+
+
+AreaArgument = Annotated[
+    str | None, typer.Argument(help="Name of the area; without it all of them, or the unnamed.")
+]
+
+
+@ledger_app.command("show")
+def ledger_show(area: AreaArgument = None, json_: JsonOption = False) -> None:
+    """What the specimen areas have taken, all sessions together."""
+    from tem_live import ledger
+
+    if area is not None and area not in ledger.areas():
+        ledger.check_area(area)
+        known = ", ".join(ledger.areas()) or "none yet; set dose.area"
+        raise InputError(f"there is no ledger of '{area}'; there is {known}")
+    names = [*ledger.areas(), None] if area is None else [area]
+    rows = [_plain(ledger.summarise(name)) for name in names]
+    _print([row for row in rows if row["sessions"]], json_)
+
+
+@ledger_app.command("export")
+def ledger_export(
+    area: AreaArgument = None,
+    out: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("ledger.csv"),
+    json_: JsonOption = False,
+) -> None:
+    """Write an area's ledger as CSV: a row for each run, frame, and beam on or off."""
+    from tem_live.ledger import export_csv
+
+    rows = export_csv(out, area)
+    _print({"area": area, "rows": rows, "path": str(out)}, json_)
 
 
 def main() -> None:
@@ -541,6 +658,10 @@ def _print_imported(paths: list[Path], as_json: bool) -> None:
         return
     _print([{key: row[key] for key in ("name", "title", "licence")} for row in rows], False)
     typer.echo(f"written to {paths[0].parent}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _file_progress(done: int, total: int, name: str) -> None:
