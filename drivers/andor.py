@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers import native
 from tem_live.drivers.device_camera import DeviceCamera, Fetched
+from tem_live.drivers.families import Family, Vendor
 from tem_live.drivers.protocols import CameraCapabilities, CameraSettings, CameraState, Roi
 from tem_live.errors import (
     DeviceError,
@@ -103,6 +104,19 @@ PROTOTYPES: native.Prototypes = {
     "AT_WaitBuffer": (c_int, (c_int, POINTER(c_void_p), POINTER(c_int), c_uint)),
     "AT_Flush": (c_int, (c_int,)),
 }
+
+
+FAMILY = Family(
+    "andor",
+    vendor=Vendor(
+        name=f"SDK3 ({LIBRARY[0]})",
+        is_there=lambda: native.is_installed(LIBRARY, FOLDERS),
+        install=MEND,
+    ),
+    # SDK3 cannot be asked for its cameras without being started.
+    start="switch the camera on, then try: tem-live run --profile andor --frames 1",
+    tested_against="a fake of SDK3's functions; no camera hardware",
+)
 
 
 class AndorOptions(BaseModel):

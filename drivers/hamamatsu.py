@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers import native
 from tem_live.drivers.device_camera import DeviceCamera, Fetched
+from tem_live.drivers.families import Family, Vendor
 from tem_live.drivers.protocols import CameraCapabilities, CameraSettings, CameraState, Roi
 from tem_live.errors import DeviceError, DisconnectedError, NotConnectedError, RefusedError
 
@@ -238,6 +239,19 @@ PROTOTYPES: native.Prototypes = {
     "dcamwait_close": (c_int32, (c_void_p,)),
     "dcamwait_start": (c_int32, (c_void_p, POINTER(DcamWait))),
 }
+
+
+FAMILY = Family(
+    "hamamatsu",
+    vendor=Vendor(
+        name=f"DCAM-API ({LIBRARY[0]})",
+        is_there=lambda: native.is_installed(LIBRARY, FOLDERS),
+        install=MEND,
+    ),
+    # DCAM cannot be asked for its cameras without being started.
+    start="switch the camera on, then try: tem-live run --profile hamamatsu --frames 1",
+    tested_against="a fake of DCAM's functions; no camera hardware",
+)
 
 
 class HamamatsuOptions(BaseModel):

@@ -5,6 +5,7 @@ Only 64-bit Python is served, where Windows has one calling convention.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -73,13 +74,15 @@ def candidates(names: Sequence[str], path: str | None, folders: Sequence[str | P
     ]
 
 
-def is_installed(names: Sequence[str], path: str | None, folders: Sequence[str | Path]) -> bool:
-    """Whether such a library can be loaded, without asking it for anything."""
-    try:
-        loader(names, path, folders, "")()
-    except NotConnectedError:
-        return False
-    return True
+def is_installed(names: Sequence[str], folders: Sequence[str | Path]) -> bool:
+    """Whether such a library is here; one that is found as a file is not even loaded."""
+    for candidate in candidates(names, None, folders):
+        if Path(candidate).is_file():
+            return True
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(candidate)
+            return True
+    return False
 
 
 def declare(library: Any, prototypes: Prototypes) -> Any:

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers import native
 from tem_live.drivers.device_camera import DeviceCamera, Fetched
+from tem_live.drivers.families import Family, Vendor
 from tem_live.drivers.protocols import CameraCapabilities, CameraSettings, CameraState, Roi
 from tem_live.errors import DeviceError, DisconnectedError, NotConnectedError, RefusedError
 
@@ -255,6 +256,19 @@ def folders() -> list[str]:
     for place in (package.submodule_search_locations or []) if package else []:
         found += [str(Path(place) / name) for name in ("win_x64", "lnx_amd64", "lnx_arm64")]
     return found
+
+
+FAMILY = Family(
+    "pco",
+    vendor=Vendor(
+        name=f"pco.sdk ({LIBRARY[0]})",
+        is_there=lambda: native.is_installed(LIBRARY, folders()),
+        install='pip install "tem-live[pco]"',
+    ),
+    # pco.sdk cannot be asked for its cameras without opening one.
+    start="switch the camera on, then try: tem-live run --profile pco --frames 1",
+    tested_against="a fake of pco.sdk's functions; no camera hardware",
+)
 
 
 class PcoOptions(BaseModel):

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tem_live.drivers.families import Family, Fields
 from tem_live.drivers.worker import Worker
 from tem_live.errors import DeviceError, DisconnectedError, NotConnectedError, RefusedError
 
@@ -136,6 +137,29 @@ class TemscriptLink:
         if isinstance(error, KeyError | ValueError | TypeError) or said.startswith(_GATEWAY):
             return RefusedError(f"{where} refuses: {said}")
         return DisconnectedError(f"{where} is gone ({said}); {_remedy(self._options)}")
+
+
+def _answers(fields: Fields) -> bool:
+    known = {name: fields[name] for name in ("route", "host", "port") if name in fields}
+    link = TemscriptLink(TemscriptOptions(**known, reply_timeout_s=3.0))
+    try:
+        link.open()
+    except DeviceError:
+        return False
+    finally:
+        link.close()
+    return True
+
+
+FAMILY = Family(
+    "thermo",
+    packages=("temscript",),
+    install=INSTALL,
+    reach=_answers,
+    start="start the microscope's software, or set camera.route, camera.host and camera.port in a "
+    "profile 'thermo' of your own",
+    tested_against="temscript 2.1.0's server and simulated microscope; no hardware",
+)
 
 
 def _connect(options: TemscriptOptions, longest_s: float) -> Any:

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from tem_live.drivers.device_camera import DeviceCamera, Fetched
 from tem_live.drivers.protocols import CameraCapabilities, CameraSettings, CameraState, Roi
+from tem_live.drivers.temscript_link import FAMILY as FAMILY
 from tem_live.drivers.temscript_link import TemscriptLink, TemscriptOptions
 from tem_live.errors import DisconnectedError, NotConnectedError, RefusedError
 
