@@ -250,7 +250,7 @@ def test_one_that_falls_silent_is_given_up(
     assert time.monotonic() - began < 4
 
 
-# -------------------------------------------------------------------------------------- two programs
+# ------------------------------------------------------------------------------------- two programs
 
 
 def test_a_second_program_ends_the_first_and_both_are_told(
