@@ -127,6 +127,10 @@ def run(
     fidelity: Annotated[
         bool, typer.Option("--fidelity", help="Judge the restored frames, and follow damage.")
     ] = False,
+    target_resolution: Annotated[
+        float | None,
+        typer.Option(metavar="NM", help="Hold the dose as low as restored frames resolve this."),
+    ] = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -139,7 +143,8 @@ def run(
     if area is not None:
         overrides.append(f"dose.area={json.dumps(area)}")
     loaded = _load(profile, overrides)
-    figures = acquire(loaded, frames, seconds, out, None if json_ else _progress, fidelity)
+    progress = None if json_ else _progress
+    figures = acquire(loaded, frames, seconds, out, progress, fidelity, target_resolution)
     reason = figures["stop_reason"] or ""
     _print(figures, json_)
     if reason.startswith("error: "):

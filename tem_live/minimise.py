@@ -461,6 +461,11 @@ class DoseMinimiser:
         watch.judged.connect(self._on_pair)
 
     @property
+    def watch(self) -> Watch:
+        """What judges the frames for it; closed with it."""
+        return self._watch
+
+    @property
     def state(self) -> LoopState:
         """What it is doing."""
         return self._state
@@ -547,9 +552,12 @@ class DoseMinimiser:
         if decision is not None and decision.needed_e_per_px is not None:
             needed = dose * decision.needed_e_per_px / self._expected
             confidence = decision.confidence
-        text = f"{phase}: {dose:.2g} e-/px a frame for {self._target.text}"
-        if needed is not None and confidence is not None:
-            text += f", needed {needed:.2g} e-/px, met with {confidence:.0%} confidence"
+        to = "to " if phase in ("lowering", "raising") else ""
+        text = f"{phase} {to}{dose:.2g} e-/px a frame for {self._target.text}"
+        if needed is not None:
+            text += f"; needed {needed:.2g} e-/px"
+        if confidence is not None and not to:
+            text += f", met by {confidence:.0%} of the frames"
         if why:
             text = f"{phase}: {why}"
         self._become(

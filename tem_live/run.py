@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def run(
     out: Path | None = None,
     progress: Callable[[RunStats], None] | None = None,
     fidelity: bool = False,
+    target_resolution_nm: float | None = None,
 ) -> dict[str, Any]:
     """Acquire without a window.
 
@@ -57,6 +58,9 @@ def run(
         Called about twice a second.
     fidelity : bool
         Judge the restored frames, and follow damage, while they come; see `tem_live.watch`.
+    target_resolution_nm : float, optional
+        Hold the dose as low as restored frames resolve this; see `Session.minimise`. It implies
+        ``fidelity``.
 
     Returns
     -------
@@ -81,7 +85,8 @@ def run(
     with Session(profile) as session:
         recording = session.record(_target(out, profile)) if out is not None else None
         end = session.subscribe(sampler.receive, sampler.wants)
-        watch = session.watch() if fidelity else None
+        loop = None if target_resolution_nm is None else session.minimise(target_resolution_nm)
+        watch = loop.watch if loop else session.watch() if fidelity else None
         try:
             session.start(frames, seconds)
             while not session.wait(0.5):
@@ -91,6 +96,7 @@ def run(
             session.stop("user")
         finally:
             end()
+        lasted = None if loop is None else asdict(loop.state)
         if watch is not None:
             watch.close()
         seen = WatchState() if watch is None else watch.state
@@ -98,6 +104,7 @@ def run(
             **_figures(session, sampler.frames, recording),
             "fidelity": fidelity_as_dict(seen.fidelity),
             "damage": damage_as_dict(seen.damage),
+            "minimise": lasted,
         }
 
 

@@ -649,10 +649,10 @@ class Session:
         Raises
         ------
         InputError
-            There is no target, or a bound or the confidence is out of range.
+            There is no target, a bound or the confidence is out of range, no restorer runs that
+            restores each frame by itself, or the pixel size is unknown.
         RefusedError
-            No restorer runs that restores each frame by itself, the pixel size is unknown, or a
-            loop is on already.
+            A loop is on already, or a device does not take the first dose.
         """
         from tem_live.minimise import DoseMinimiser, Resolution
         from tem_live.watch import Watch
@@ -662,12 +662,14 @@ class Session:
             raise InputError("say what the frames must reach: a resolution in nm, or a target")
         wanted = target or Resolution(target_resolution_nm or 0.0)
         if not self._restores_singly():
-            raise RefusedError(
+            raise InputError(
                 f"the dose is judged on frames restored each by itself, which '{self.model}' does "
                 "not do; choose another model"
             )
-        if isinstance(wanted, Resolution):
-            self._pixel_size_nm()
+        if isinstance(wanted, Resolution) and not self._stream.pixel_size_nm:
+            raise InputError(
+                "a resolution in nm needs the size of a pixel; set camera.pixel_size_nm"
+            )
         if self._minimiser is not None and self._minimiser.state.active:
             raise RefusedError("a dose loop is on already; stop it first")
         if knob is None:

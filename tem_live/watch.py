@@ -253,14 +253,15 @@ class Watch:
                 job, self._job = self._job, None
             if job is None:
                 return
-            began = time.perf_counter()
+            began = time.thread_time()
             try:
                 self._take(job)
             except Exception as error:
                 # The frames go on without being judged.
                 self._tell("error", f"live analysis failed and is off: {error}")
                 return
-            rest_s = (time.perf_counter() - began) * (1 / self._share - 1)
+            # Of the core's time: where others hold the cores, waiting for one is no work.
+            rest_s = (time.thread_time() - began) * (1 / self._share - 1)
             with self._changed:
                 if self._changed.wait_for(lambda: self._closing, rest_s):
                     return
