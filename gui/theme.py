@@ -163,6 +163,12 @@ def style_sheet(c: Palette) -> str:
     QComboBox QAbstractItemView {{ background: {c.field}; border: 1px solid {c.line_strong};
         selection-background-color: {c.accent_dark}; outline: none; padding: 4px; }}
 
+    QTableWidget {{ background: transparent; border: none; }}
+    QTableWidget::item {{ padding: 0 4px; }}
+    QHeaderView {{ background: transparent; }}
+    QHeaderView::section {{ background: transparent; color: {c.muted}; border: none;
+        border-bottom: 1px solid {c.line}; padding: 2px 4px; font-size: 11px; }}
+
     QProgressBar {{ background: {c.field}; border: none; border-radius: 3px; max-height: 6px;
         min-height: 6px; }}
     QProgressBar::chunk {{ background: {c.accent}; border-radius: 3px; }}

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from tem_live.errors import OverflowedError, RawFrameLostError, RecordingError
 from tem_live.gui.controllers.display import DisplayController, Table
+from tem_live.gui.controllers.dose import DoseController
 from tem_live.gui.controllers.hub import SessionHub, one_line
 from tem_live.gui.controllers.panels import (
     BeamController,
@@ -223,6 +224,7 @@ class Cockpit(QObject):
             shared_levels=settings.shared_levels,
             spectrum=settings.spectrum,
             profile=settings.profile,
+            dose=settings.dose,
             colours=settings.colours,
         )
         self.messages = MessageController(window.messages, self)
@@ -240,6 +242,7 @@ class Cockpit(QObject):
         )
         self.display.set_auto(settings.auto_levels)
         self.beam = BeamController(window.beam, hub)
+        self.dose = DoseController(window.dose, hub, self.view, display_runner)
         self.camera = CameraController(
             window.camera, hub, self.display.visible_range, window.ask_reference, settings
         )
@@ -291,6 +294,7 @@ class Cockpit(QObject):
         for period_ms, action in (
             (DISPLAY_MS, self.display.tick),
             (STATS_MS, self.display.poll_stats),
+            (STATS_MS, self.dose.tick),
             (BLINK_MS, self.record.blink),
         ):
             timer = QTimer(self)
@@ -319,6 +323,7 @@ class Cockpit(QObject):
             Key("S", "One set of levels for both panes", lambda: toggle("shared_levels")),
             Key("T", "Power spectra", lambda: toggle("spectrum")),
             Key("L", "Line profile", lambda: toggle("profile")),
+            Key("D", "Dose", lambda: toggle("dose")),
             Key("M", "Rolling mean in the left pane", lambda: toggle("rolling_mean")),
             Key("F", "Fit the frame into the panes", self.display.fit),
             Key("1", "One frame pixel on one screen pixel", self.display.one_to_one),
@@ -502,6 +507,7 @@ class Cockpit(QObject):
         settings.shared_levels = view.shared_levels
         settings.spectrum = view.spectrum
         settings.profile = view.profile
+        settings.dose = view.dose
         settings.colours = view.colours
         self._store.save(settings)
 

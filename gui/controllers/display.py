@@ -112,6 +112,7 @@ class DisplayController(QObject):
         panel.shared_toggled.connect(self._setter("shared_levels"))
         panel.spectrum_toggled.connect(self._setter("spectrum"))
         panel.profile_toggled.connect(self._setter("profile"))
+        panel.dose_toggled.connect(self._setter("dose"))
         panel.mean_toggled.connect(self._setter("rolling_mean"))
         panel.colours_chosen.connect(self._set_colours)
         panel.fit_requested.connect(self.fit)
@@ -393,9 +394,10 @@ class DisplayController(QObject):
             shared=view.shared_levels,
             spectrum=view.spectrum,
             profile=view.profile,
+            dose=view.dose,
             mean=view.rolling_mean,
         )
-        self._deck.show_parts(view.spectrum, view.profile)
+        self._deck.show_parts(view.spectrum, view.profile, view.dose)
         line = view.line if view.profile else None
         self._raw.show_line(line)
         self._restored.show_line(line)

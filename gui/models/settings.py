@@ -29,6 +29,7 @@ class GuiSettings(BaseModel):
     shared_levels: bool = False
     spectrum: bool = False
     profile: bool = False
+    dose: bool = False
     colours: Colours = "grey"
     reference_frames: int = Field(default=32, ge=1, le=100_000)
     record_folder: str = ""

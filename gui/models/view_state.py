@@ -23,6 +23,8 @@ class ViewState(EventedModel):
         Whether the power spectra are shown.
     profile : bool
         Whether the line profile is shown.
+    dose : bool
+        Whether the dose card is shown.
     rolling_mean : bool
         Whether the raw pane shows the mean of the last frames.
     hold_raw : bool
@@ -36,6 +38,7 @@ class ViewState(EventedModel):
     shared_levels: bool = False
     spectrum: bool = False
     profile: bool = False
+    dose: bool = False
     rolling_mean: bool = False
     hold_raw: bool = False
     colours: Colours = "grey"

@@ -1,4 +1,4 @@
-"""Below the images: their power spectra and the line profile, each only while it is wanted."""
+"""Below the images: power spectra, line profile and dose, each only while it is wanted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def _style_axis(axis: object) -> None:
     axis.setStyle(tickFont=text_font(11), tickLength=-4)  # type: ignore[attr-defined]
 
 
-class _Card(QFrame):
-    """Framed plot with a title."""
+class Card(QFrame):
+    """Framed plot with a title, in a vertical ``box``."""
 
     def __init__(self, title: str) -> None:
         super().__init__()
         self.setObjectName("paneFrame")
-        box = QVBoxLayout(self)
+        self.box = box = QVBoxLayout(self)
         box.setContentsMargins(12, GRID, 12, GRID)
         box.setSpacing(4)
         self.head = QHBoxLayout()
@@ -43,7 +43,7 @@ class _Card(QFrame):
         box.addWidget(self.plot, 1)
 
 
-class SpectrumView(_Card):
+class SpectrumView(Card):
     """Log power spectrum with its axes in 1/nm."""
 
     def __init__(self, title: str) -> None:
@@ -73,7 +73,7 @@ class SpectrumView(_Card):
             self.plot.setRange(QRectF(-edge, -edge, 2 * edge, 2 * edge), padding=0)
 
 
-class ProfileView(_Card):
+class ProfileView(Card):
     """Values along the line, raw and restored, in e⁻/px against nm."""
 
     def __init__(self) -> None:
@@ -112,10 +112,17 @@ class ProfileView(_Card):
 
 
 class Deck(QWidget):
-    """Spectra and profile in one row."""
+    """Spectra, profile and dose in one row.
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    Parameters
+    ----------
+    dose : QWidget
+        The dose card.
+    """
+
+    def __init__(self, dose: QWidget, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self._dose = dose
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(GRID)
@@ -124,15 +131,17 @@ class Deck(QWidget):
         self.profile = ProfileView()
         for card in (self.raw_spectrum, self.restored_spectrum, self.profile):
             row.addWidget(card, 1)
+        row.addWidget(dose, 3)
         self.setMinimumHeight(176)
-        self.show_parts(False, False)
+        self.show_parts(False, False, False)
 
-    def show_parts(self, spectrum: bool, profile: bool) -> None:
+    def show_parts(self, spectrum: bool, profile: bool, dose: bool) -> None:
         """Show what is wanted; nothing wanted, no deck."""
         self.raw_spectrum.setVisible(spectrum)
         self.restored_spectrum.setVisible(spectrum)
         self.profile.setVisible(profile)
-        self.setVisible(spectrum or profile)
+        self._dose.setVisible(dose)
+        self.setVisible(spectrum or profile or dose)
 
     def show_spectra(
         self,

@@ -32,6 +32,7 @@ from tem_live.gui.views.bars import (
     TopBar,
 )
 from tem_live.gui.views.deck import Deck
+from tem_live.gui.views.dose import DoseCard
 from tem_live.gui.views.image_pane import ImagePane
 from tem_live.gui.views.panels import (
     BeamPanel,
@@ -62,7 +63,8 @@ class MainWindow(QMainWindow):
         self.header = PaneHeader()
         self.raw = ImagePane("raw")
         self.restored = ImagePane("restored")
-        self.deck = Deck()
+        self.dose = DoseCard()
+        self.deck = Deck(self.dose)
         self.beam = BeamPanel()
         self.camera = CameraPanel()
         self.restorer = RestorerPanel()

@@ -243,6 +243,7 @@ class DisplayPanel(Panel):
     shared_toggled = Signal(bool)
     spectrum_toggled = Signal(bool)
     profile_toggled = Signal(bool)
+    dose_toggled = Signal(bool)
     mean_toggled = Signal(bool)
     fit_requested = Signal()
     actual_requested = Signal()
@@ -253,7 +254,8 @@ class DisplayPanel(Panel):
         self.auto = toggle("Auto levels", "brightness-auto", "Levels follow the frames (A)")
         self.shared = toggle("Shared", "link-variant", "One set of levels for both panes (S)")
         self.spectrum = toggle("FFT", "blur", "Power spectra of both panes (T)")
-        self.profile = toggle("Line profile", "chart-bell-curve", "Values along a line (L)")
+        self.profile = toggle("Profile", "chart-bell-curve", "Values along a line (L)")
+        self.dose = toggle("Dose", "chart-line", "Fluence, cost and exposures (D)")
         self.mean = toggle(
             "Rolling mean", "layers-outline", "Left pane: mean of the last frames (M)"
         )
@@ -262,7 +264,7 @@ class DisplayPanel(Panel):
         self.head.addWidget(self.actual)
         self.head.addWidget(self.fit)
         self.add_wide(self.auto, self.shared)
-        self.add_wide(self.spectrum, self.profile)
+        self.add_wide(self.spectrum, self.profile, self.dose)
         self.colours = ChoiceBox()
         self.colours.setToolTip("Colour map of both panes")
         self.add_wide(self.mean, self.colours)
@@ -271,19 +273,21 @@ class DisplayPanel(Panel):
         self.shared.clicked.connect(self.shared_toggled)
         self.spectrum.clicked.connect(self.spectrum_toggled)
         self.profile.clicked.connect(self.profile_toggled)
+        self.dose.clicked.connect(self.dose_toggled)
         self.mean.clicked.connect(self.mean_toggled)
         self.fit.clicked.connect(lambda: self.fit_requested.emit())
         self.actual.clicked.connect(lambda: self.actual_requested.emit())
         self.colours.chosen.connect(self.colours_chosen.emit)
 
     def show_switches(
-        self, *, auto: bool, shared: bool, spectrum: bool, profile: bool, mean: bool
+        self, *, auto: bool, shared: bool, spectrum: bool, profile: bool, dose: bool, mean: bool
     ) -> None:
         """Show which options are on."""
         self.auto.setChecked(auto)
         self.shared.setChecked(shared)
         self.spectrum.setChecked(spectrum)
         self.profile.setChecked(profile)
+        self.dose.setChecked(dose)
         self.mean.setChecked(mean)
 
     def show_colours(self, name: str) -> None:

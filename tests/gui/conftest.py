@@ -15,6 +15,7 @@ import pytest
 from psygnal import Signal
 from PySide6.QtWidgets import QApplication
 
+from tem_live.account import Cost
 from tem_live.drivers.protocols import CameraCapabilities
 from tem_live.errors import DisconnectedError, RefusedError
 from tem_live.gui import theme
@@ -23,6 +24,7 @@ from tem_live.gui.models.settings import SettingsStore
 from tem_live.gui.singletons import make_immortal
 from tem_live.gui.views.main_window import MainWindow
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
+from tem_live.watch import WatchState
 
 # No test opens a window on anybody's screen, and computers without one can run them too.
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -92,7 +94,9 @@ class FakeSession:
         self.blank_calls = 0
         self.frame_id = 0
         self.total = 0.0
-        self.budget = None
+        self.budget_e_per_A2: float | None = None
+        self.watch_state = WatchState()
+        self.watching = 0
         self.interval_s = 0.0
         self._last = 0.0
         self._truth = [particles(shape, step) for step in range(4)]
@@ -171,9 +175,29 @@ class FakeSession:
             display_skipped=3,
             dose_e_per_px=5.0,
             fluence_e_per_A2=self.total,
-            budget_e_per_A2=self.budget,
+            budget_e_per_A2=self.budget_e_per_A2,
+            area_fluence_e_per_A2=self.total,
+            left_e_per_A2=(
+                None if self.budget_e_per_A2 is None else self.budget_e_per_A2 - self.total
+            ),
             recorded=12 if self.state.recording else 0,
         )
+
+    def cost(self, exposure_s=None, frames=1):
+        left = self.stats().left_e_per_A2
+        return Cost(5.5 * frames, left, "incident")
+
+    def watch(self):
+        self.watching += 1
+
+        def close():
+            self.watching -= 1
+
+        return SimpleNamespace(state=self.watch_state, close=close)
+
+    def take_critical_fluence_as_budget(self):
+        self.budget_e_per_A2 = 267.0
+        return 267.0
 
     def newest(self):
         if not self.state.running or time.monotonic() - self._last < self.interval_s:

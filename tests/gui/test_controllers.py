@@ -487,7 +487,7 @@ def test_spectrum_and_profile_only_when_wanted(display):
     display.deck.show_spectra.assert_not_called()
     display.view.spectrum = True
     display.view.profile = True
-    assert last(display.deck.show_parts) == (True, True)
+    assert last(display.deck.show_parts) == (True, True, False)
     display.controller.tick()
     assert last(display.deck.show_spectra)[2:] == (pytest.approx(5.0), False)
     distance, raw, restored, unit = last(display.deck.show_profile)

@@ -392,17 +392,16 @@ def clipped(window):
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)])
-@pytest.mark.parametrize("deck", [False, True])
+@pytest.mark.parametrize("deck", [(), ("spectrum", "profile"), ("dose",)])
 def test_nothing_is_clipped(make_rig, make_session, qtbot, size, deck):
     session = make_session(blanked=True)
-    session.budget = 12345.0
+    session.budget_e_per_A2 = 12345.0
     session.total = 11000.0
     rig = make_rig(session=session)
     rig.window.resize(*size)
     rig.open()
-    if deck:
-        rig.cockpit.display.toggle("spectrum")
-        rig.cockpit.display.toggle("profile")
+    for part in deck:
+        rig.cockpit.display.toggle(part)
     rig.wait_frames(3)
     qtbot.waitUntil(lambda: rig.window.beam.budget.isVisible())
     qtbot.wait(50)
