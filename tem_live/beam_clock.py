@@ -143,6 +143,7 @@ class FrameTimes:
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
         self._delays: list[float] = []
+        self._dates: list[tuple[int, float, float]] = []
         self._last = -math.inf
 
     def ended(self, sequence: int, arrival_s: float) -> float:
@@ -152,3 +153,27 @@ class FrameTimes:
         del self._delays[: -self.WINDOW]
         self._last = max(self._last, min(turn_s + min(self._delays), arrival_s))
         return self._last
+
+    def dated(self, sequence: int, arrival_s: float, device_time_s: float | None) -> None:
+        """Take note of the device's own date of a frame, where it gives one."""
+        if device_time_s is None:
+            return
+        self._dates.append((sequence, device_time_s, arrival_s - device_time_s))
+        # The first one stays: the longer the way, the better the interval is known.
+        del self._dates[1 : -self.WINDOW]
+
+    def will_end(self, sequence: int) -> float | None:
+        """Time by which a frame to come has ended; None where that is not known for sure.
+
+        By arrivals alone a camera that is slow cannot be told from one that is fetched slowly, so
+        this takes a camera that dates its frames, at about the interval that it says.
+        """
+        if len(self._dates) < 2:
+            return None
+        (first, first_s, _), (last, last_s, _) = self._dates[0], self._dates[-1]
+        interval_s = (last_s - first_s) / max(last - first, 1)
+        if not 0.9 * self.interval_s <= interval_s <= 1.5 * self.interval_s:
+            return None
+        delay_s = min(delay for _, _, delay in self._dates)
+        ahead = sequence - last + 0.5
+        return last_s + delay_s + ahead * max(interval_s, self.interval_s)

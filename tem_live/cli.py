@@ -446,7 +446,7 @@ def calibrate_dose(
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Measure counts per electron and dose rate; an even beam on what may be lost, or on nothing."""
+    """Measure counts per electron and dose rate, with an even beam on what may be lost."""
     from tem_live import dose_calibration as calibration
     from tem_live.session import Session
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tem_live.session import Session
 
 RateSource = Literal["column", "current", "vacuum"]
+SOURCES: tuple[RateSource, ...] = ("column", "current", "vacuum")
 
 DOSE_STEPS = (0.5, 1.0, 2.0, 4.0)
 """Doses of the lit pairs over the present one; photon transfer wants a factor of 5 or more."""

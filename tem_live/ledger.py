@@ -44,9 +44,6 @@ SYNC_S = 1.0
 UNNAMED = "unnamed"
 """Folder of the sessions that named no area."""
 
-AREA_PATTERN = r"^\w([\w.+-]{0,62}\w)?$"
-"""What names an area: also the name of a folder, on any system."""
-
 _PREFIX = "area-"
 _TAIL_BYTES = 1 << 16
 COLUMNS = (
@@ -309,7 +306,7 @@ def area_folder(area: str | None, folder: Path | None = None) -> Path:
 
 def check_area(area: str) -> str:
     """The name of an area as it was given. Raises `InputError` where it cannot be a folder's."""
-    if re.fullmatch(AREA_PATTERN, area) is None:
+    if re.fullmatch(r"\w([\w.+-]{0,62}\w)?", area) is None:
         raise InputError(
             f"{area!r} cannot name a specimen area; use up to 64 letters, digits, '-', '_', '+' "
             "or '.', such as grid3-square5"

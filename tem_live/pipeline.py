@@ -668,6 +668,7 @@ class Acquisition:
         self._slot_ring: FrameRing | None = None
         self._times = FrameTimes(0.0)
         self._unblanked_at: float | None = None
+        self._exposed_with: Beam | None = None
         self.lead_s = 0.0
         """Time from letting the beam through to the first exposure's begin, when last measured."""
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -772,6 +773,7 @@ class Acquisition:
         stream = self.stream
         assert stream is not None
         self._times = FrameTimes(stream.state.frame_interval_s)
+        self._exposed_with = None
         if unblank is not None:
             self._unblanked_at = self._account.clock.now()
             unblank()
@@ -843,6 +845,7 @@ class Acquisition:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._finish("seconds")
             return False
+        wait_s = self._end_exposing(wait_s)
         slot = self._free_slot(stream, wait_s)
         if slot is None:
             return False
@@ -864,7 +867,7 @@ class Acquisition:
                 raise
             # How many were lost is told by the next frame's sequence number.
             return False
-        arrived_s, beam = self._account.clock.now(), self._beam()
+        arrived_s, beam = self._account.clock.now(), self._exposed_with or self._beam()
         if self._remaining == 1:
             # The series is exposed: the beam goes off before anything is done with its frame.
             self._blank()
@@ -882,6 +885,26 @@ class Acquisition:
         ):
             self._finish("budget")
         return True
+
+    def _end_exposing(self, wait_s: float) -> float:
+        """Blank when the last frame of a series has been exposed, fetched or not.
+
+        Returns
+        -------
+        float
+            How long to wait for a frame at most, so that this is done in time.
+        """
+        if self._remaining is None or self._exposed_with is not None:
+            return wait_s
+        ends_s = self._times.will_end(self._expected + self._remaining - 1)
+        if ends_s is None:
+            return wait_s
+        left_s = ends_s - self._account.clock.now()
+        if left_s > 0:
+            return min(wait_s, left_s)
+        self._exposed_with = self._beam()
+        self._blank()
+        return wait_s
 
     def _free_slot(self, stream: Stream, wait_s: float) -> Slot | None:
         if self._slot is not None and self._slot_ring is not stream.ring:
@@ -905,6 +928,7 @@ class Acquisition:
         lost = meta.sequence - self._expected
         self._expected = meta.sequence + 1
         ended_s = self._times.ended(meta.sequence, arrived_s)
+        self._times.dated(meta.sequence, arrived_s, meta.device_time_s)
         if self._unblanked_at is not None:
             exposed_s = (meta.sequence + 1) * stream.state.frame_interval_s
             self.lead_s = max(ended_s - self._unblanked_at - exposed_s, 0.0)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
-from tem_live.errors import ProfileError
-from tem_live.ledger import AREA_PATTERN
+from tem_live.errors import InputError, ProfileError
+from tem_live.ledger import check_area
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -152,10 +153,18 @@ class DoseProfile(_Strict):
     """
 
     budget_e_per_A2: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    area: str | None = Field(default=None, pattern=AREA_PATTERN)
+    area: str | None = None
     warn_fraction: float = Field(default=0.8, gt=0, le=1)
     incident_rate_e_per_A2_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_rate_e_per_px_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @field_validator("area")
+    @classmethod
+    def _names_a_folder(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else check_area(value)
+        except InputError as error:
+            raise PydanticCustomError("area", "{why}", {"why": str(error)}) from None
 
 
 class PipelineProfile(_Strict):

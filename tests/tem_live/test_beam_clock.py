@@ -146,3 +146,27 @@ def test_a_camera_faster_than_it_says_is_followed():
     times = FrameTimes(0.1)
     ended = [times.ended(n, 5 + 0.099 * (n + 1)) for n in range(1000)]
     assert ended[-1] == pytest.approx(5 + 99.0)
+
+
+def test_the_end_of_a_series_is_known_from_a_camera_that_dates_its_frames():
+    times = FrameTimes(0.1)
+    assert times.will_end(99) is None
+    for n, late in enumerate([0.0, 0.05, 0.3, 0.2]):
+        # The device's clock began at 1000 when ours was 5, and dates the end of an exposure.
+        times.dated(n, 5.1 + 0.1 * n + late, 1000.1 + 0.1 * n)
+    assert times.will_end(99) == pytest.approx(5 + 10.0 + 0.05)
+
+
+def test_a_slower_camera_is_waited_for():
+    times = FrameTimes(0.1)
+    for n in range(200):
+        times.dated(n, 5 + 0.11 * (n + 1), 0.11 * n)
+    assert times.will_end(299) == pytest.approx(5 + 0.11 * 300.5)
+
+
+@pytest.mark.parametrize("dates", [[None, None], [0.0, 0.0], [5.0, 4.0], [0.0, 100.0]])
+def test_no_end_is_known_without_sound_dates(dates: list[float | None]):
+    times = FrameTimes(0.1)
+    for n, date in enumerate(dates):
+        times.dated(n, 5 + 0.1 * (n + 1), date)
+    assert times.will_end(9) is None

@@ -165,6 +165,25 @@ def test_spot_size_changes_the_booked_rate(sim: Opener):
     assert session.state.spot_size == 4
 
 
+def test_a_series_is_not_lit_longer_because_its_frames_are_fetched_late(sim: Opener):
+    session = sim(camera__exposure_s=0.01, camera__readout_s=0.0)
+    real = session._camera.read_into
+
+    def slowly(buffer: Any, timeout_s: float) -> Any:
+        meta = real(buffer, timeout_s)
+        time.sleep(0.02)
+        return meta
+
+    session._camera.read_into = slowly  # type: ignore[method-assign]
+    frames = list(session.frames(40))
+    # 1000 e-/A^2/s for 0.4 s; the last frame is fetched after 1.2 s.
+    assert (session.true_fluence_e_per_A2 or 0) < 600
+    # No exposure was cut, and frames say what they were exposed with.
+    assert frames[-1].meta.dose_e_per_px == pytest.approx(12.0, rel=0.1)
+    assert not any(frame.meta.blanked for frame in frames)
+    assert booked(session) == pytest.approx(session.true_fluence_e_per_A2, rel=0.01)
+
+
 # -------------------------------------------------------------------------------------- budgets
 
 
