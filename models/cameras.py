@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import fft as sp_fft
 from scipy import ndimage, special
 
-__all__ = ["Camera", "expected_clipped", "expose", "gaussian_error", "random_camera"]
+__all__ = ["BLURS_PX", "Camera", "expected_clipped", "expose", "gaussian_error", "random_camera"]
 
 Array = npt.NDArray[np.float32]
 Rng = np.random.Generator
@@ -198,7 +198,8 @@ def _add_defects(rng: Rng, frame: Array, camera: Camera, dose: float) -> None:
             view += energy * blob[top : top + view.shape[0], left : left + view.shape[1]]
 
 
-_BLURS_PX = (0.0, 0.6, 0.9, 1.3, 1.9, 2.8, 4.2, 6.5, 10.0)
+BLURS_PX = (0.0, 0.6, 0.9, 1.3, 1.9, 2.8, 4.2, 6.5, 10.0)
+"""Gaussian blurs that `gaussian_error` tries, standard deviations in pixels."""
 
 
 def gaussian_error(target: Array, sigma: float) -> float:
@@ -215,7 +216,7 @@ def gaussian_error(target: Array, sigma: float) -> float:
     wy = (np.pi * np.arange(height, dtype=np.float32) / height) ** 2
     wx = (np.pi * np.arange(width, dtype=np.float32) / width) ** 2
     best = np.inf
-    for blur in _BLURS_PX:
+    for blur in BLURS_PX:
         gy, gx = np.exp(-0.5 * wy * blur * blur), np.exp(-0.5 * wx * blur * blur)
         # sum P (1 - gy gx)^2, expanded so that it is three matrix products
         bias = power.sum() - 2.0 * gy @ power @ gx + (gy * gy) @ power @ (gx * gx)

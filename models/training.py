@@ -21,7 +21,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,13 @@ class NetworkRecipe(_Strict):
 
 
 class DataRecipe(_Strict):
-    """What the network sees."""
+    """What the network sees: simulated scenes under simulated instruments.
+
+    ``family`` is ``tem`` (cameras of `tem_live.models.cameras`), ``stem`` or ``sem`` (scans of
+    `tem_live.models.distortions`).
+    """
+
+    family: Literal["tem", "stem", "sem"] = "tem"
 
     scenes: int = Field(default=6000, ge=1)
     scene_px: int = Field(default=256, ge=32)
@@ -79,14 +85,46 @@ class OptimRecipe(_Strict):
     threads: int = Field(default=2, ge=1)
 
 
+class LossRecipe(_Strict):
+    """What is minimised, see `tem_live.models.losses`; ``gan`` is the optional stage."""
+
+    name: Literal["error-ratio", "noisy-target", "l1", "one-minus-ssim", "lobato"] = "error-ratio"
+    gan_weight: float = Field(default=0.0, ge=0.0, description="0: no adversarial stage")
+    gan_from_step: int = Field(default=0, ge=0)
+    gan_learning_rate: float = Field(default=1e-4, gt=0.0)
+
+
+class OwnRecipe(_Strict):
+    """The user's own data, see `tem_live.models.pairs`."""
+
+    folder: str
+    kind: Literal["auto", "pairs", "series", "frame"] = "auto"
+    counts_per_electron: float | None = Field(default=None, gt=0.0)
+    offset_counts: float = 0.0
+    reduce: int = Field(default=1, ge=1, description="pixels of a side that become one")
+    held_out: float = Field(default=0.2, gt=0.0, le=0.5)
+    simulated: float = Field(default=0.5, ge=0.0, le=1.0, description="share of simulated scenes")
+
+
+class MachineRecipe(_Strict):
+    """What it runs on; says nothing about the result."""
+
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    workers: int = Field(default=0, ge=0, description="processes that make batches")
+
+
 class Recipe(_Strict):
-    """A training recipe (TOML)."""
+    """A training recipe (TOML). ``start`` names the restorer whose weights training starts from."""
 
     name: str
     seed: int = 1
+    start: str | None = None
     network: NetworkRecipe = NetworkRecipe()
     data: DataRecipe = DataRecipe()
+    loss: LossRecipe = LossRecipe()
+    own: OwnRecipe | None = None
     optim: OptimRecipe = OptimRecipe()
+    machine: MachineRecipe = MachineRecipe()
 
 
 class Progress(_Strict):

@@ -244,12 +244,15 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default .train/ and its name.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    devices: Annotated[int, typer.Option(help="How many GPUs.")] = 1,
 ) -> None:
     """Train a restorer by a recipe, with checkpoints."""
-    from tem_live.models.training import train as fit
+    from tem_live.models.lightning_run import train as fit
 
-    path = fit(recipe, out, resume=resume, device=device, progress=_train_progress)
+    path = fit(
+        recipe, out, resume=resume, device=device, devices=devices, progress=_train_progress
+    )
     if sys.stderr.isatty():
         typer.echo(err=True)
     typer.echo(f"weights: {path}")

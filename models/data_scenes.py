@@ -1,0 +1,77 @@
+"""The bank of clean scenes of a recipe, generated once on all cores and kept as a file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tem_live.models.scenes import random_scene
+from tem_live.models.training import Recipe
+
+__all__ = ["scene_file"]
+
+_log = logging.getLogger(__name__)
+
+# Scenes that one task of the pool makes.
+_TOGETHER = 32
+
+
+def _scenes(seed: int, first: int, count: int, size: int) -> npt.NDArray[np.float16]:
+    made = [random_scene(np.random.default_rng([seed, first + i]), size) for i in range(count)]
+    return np.asarray(made, dtype=np.float16)
+
+
+def scene_file(recipe: Recipe, folder: Path, processes: int | None = None) -> Path:
+    """Generate the bank of clean scenes, or find the one of an earlier run.
+
+    The scenes are those of `tem_live.models.scenes.scene_bank`: the same for the same seed,
+    however many processes make them.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Seed, number and size of the scenes.
+    folder : Path
+        Where the file is kept.
+    processes : int, optional
+        By default one for each core, as far as there is work for them.
+
+    Returns
+    -------
+    Path
+        float16 (scenes, S, S), .npy.
+    """
+    data = recipe.data
+    path = folder / f"scenes-{recipe.seed}-{data.scenes}-{data.scene_px}.npy"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    _log.info("generating %d scenes of %d px", data.scenes, data.scene_px)
+    part = path.with_suffix(".part.npy")
+    shape = (data.scenes, data.scene_px, data.scene_px)
+    bank = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+    tasks = [
+        (recipe.seed, first, min(_TOGETHER, data.scenes - first), data.scene_px)
+        for first in range(0, data.scenes, _TOGETHER)
+    ]
+    processes = min(processes or os.cpu_count() or 1, len(tasks))
+    if processes == 1:
+        for task in tasks:
+            bank[task[1] : task[1] + task[2]] = _scenes(*task)
+    else:
+        import multiprocessing
+
+        # Forked from a process with threads a child can hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            for task, made in zip(tasks, pool.map(_scenes, *zip(*tasks, strict=True)), strict=True):
+                bank[task[1] : task[1] + task[2]] = made
+    bank.flush()
+    del bank
+    part.replace(path)
+    return path

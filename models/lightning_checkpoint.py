@@ -1,0 +1,212 @@
+"""Checkpoints of a training run: a folder of safetensors and one small pointer to the newest.
+
+    latest.json              step, seconds, recipe, name of the folder
+    step-0001200/
+        network.safetensors      float32
+        average.safetensors      float32: what is exported
+        moments.safetensors      bfloat16: m.NAME and v.NAME of AdamW
+        discriminator.safetensors, discriminator-moments.safetensors     of an adversarial stage
+
+The pointer is moved last, so that a kill at any moment leaves the old checkpoint or the new one.
+No file is larger than `MOST_BYTES`: what does not fit goes on in ``network-2.safetensors`` and so
+on. Nothing in them knows of a device. The plain loop of `tem_live.models.training` reads and
+writes the same folders (of networks whose weights fit one file).
+
+This module imports torch; import it lazily.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tem_live.errors import InputError
+from tem_live.models.training import Recipe
+
+__all__ = [
+    "MOST_BYTES",
+    "Checkpoint",
+    "latest",
+    "moments_of",
+    "restore_moments",
+    "write",
+    "write_weights",
+]
+
+MOST_BYTES = 16_000_000
+"""No file of a checkpoint is larger."""
+
+
+class Checkpoint:
+    """A checkpoint that was found.
+
+    Attributes
+    ----------
+    folder : Path
+        Its tensors.
+    step : int
+        Steps taken.
+    seconds : float
+        Time spent training.
+    recipe : dict
+        As it was then.
+    """
+
+    def __init__(self, folder: Path, step: int, seconds: float, recipe: dict[str, Any]) -> None:
+        self.folder = folder
+        self.step = step
+        self.seconds = seconds
+        self.recipe = recipe
+
+    def tensors(self, part: str) -> dict[str, Tensor]:
+        """All tensors of a part ("network", "average", "moments" ...), on the processor."""
+        from safetensors.torch import load_file
+
+        found: dict[str, Tensor] = {}
+        for path in sorted(self.folder.glob(f"{part}*.safetensors")):
+            number = path.stem.removeprefix(part)
+            if number == "" or (number[0] == "-" and number[1:].isdigit()):
+                found.update(load_file(path))
+        return found
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """Newest whole checkpoint in the folder of a run; None where there is none.
+
+    Raises
+    ------
+    InputError
+        The pointer cannot be read, or what it points to is gone.
+    """
+    pointer = folder / "latest.json"
+    try:
+        value = json.loads(pointer.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{pointer} cannot be read; delete it to begin anew") from error
+    try:
+        found = Checkpoint(
+            folder / str(value["folder"]),
+            int(value["step"]),
+            float(value["seconds"]),
+            dict(value["recipe"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{pointer} is no pointer to a checkpoint; delete it") from error
+    if not found.folder.is_dir():
+        raise InputError(f"the checkpoint {found.folder} is gone; delete {pointer} to begin anew")
+    return found
+
+
+def write(
+    folder: Path,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    *,
+    step: int,
+    seconds: float,
+    recipe: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint and remove the one before; returns its folder."""
+    target = folder / f"step-{step:07d}"
+    before = latest(folder)
+    if before is not None and before.folder == target:
+        return target  # this step is safe already
+    # A kill may have left half of it.
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for part, tensors in parts.items():
+        _save_part(target, part, tensors)
+    value = {"folder": target.name, "step": step, "seconds": seconds, "recipe": dict(recipe)}
+    pointer = folder / "latest.json"
+    beside = pointer.with_name("latest.json.part")
+    with beside.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, indent=2) + "\n")
+        stream.flush()
+        # The pointer must not reach the disk before what it points to.
+        os.fsync(stream.fileno())
+    beside.replace(pointer)
+    for old in folder.glob("step-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _save_part(target: Path, part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Save in files of at most `MOST_BYTES`; the first keeps the part's plain name."""
+    from safetensors.torch import save_file
+
+    room = MOST_BYTES - 500_000  # names and shapes
+    files: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if size > room:
+            raise InputError(f"the weights {name} alone take {size} bytes; use a narrower network")
+        if used + size > room:
+            files.append({})
+            used = 0
+        files[-1][name] = tensor.detach().cpu().contiguous()
+        used += size
+    for number, content in enumerate(files, 1):
+        path = target / (f"{part}.safetensors" if number == 1 else f"{part}-{number}.safetensors")
+        save_file(content, path)
+        with contextlib.suppress(OSError), path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+
+
+def moments_of(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's two moments of each weight; bfloat16 keeps their range and halves the file."""
+    out: dict[str, Tensor] = {}
+    for name, parameter in network.named_parameters():
+        state = optimiser.state.get(parameter)
+        if state:
+            out[f"m.{name}"] = state["exp_avg"].to(torch.bfloat16)
+            out[f"v.{name}"] = state["exp_avg_sq"].to(torch.bfloat16)
+    return out
+
+
+def restore_moments(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    moments: Mapping[str, Tensor],
+    step: int,
+) -> None:
+    """Put moments back; weights that have none start afresh."""
+    for name, parameter in network.named_parameters():
+        if f"m.{name}" in moments:
+            optimiser.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": moments[f"m.{name}"].to(parameter).clone(),
+                "exp_avg_sq": moments[f"v.{name}"].to(parameter).clone(),
+            }
+
+
+def write_weights(folder: Path, recipe: Recipe, average: nn.Module, step: int) -> Path:
+    """Write the averaged weights in half precision, ``<name>.safetensors``: what ships."""
+    from safetensors.torch import save_file
+
+    path = folder / f"{recipe.name}.safetensors"
+    part = path.with_name(path.name + ".part")
+    metadata = {
+        "architecture": "DoseUNet",
+        "widths": json.dumps(recipe.network.widths),
+        "blocks": json.dumps(recipe.network.blocks),
+        "waves": json.dumps(recipe.network.waves),
+        "step": str(step),
+    }
+    tensors = {
+        name: tensor.detach().cpu().to(torch.float16).contiguous()
+        for name, tensor in average.state_dict().items()
+    }
+    save_file(tensors, part, metadata=metadata)
+    part.replace(path)
+    return path

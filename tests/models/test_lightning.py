@@ -1,0 +1,208 @@
+"""Training with Lightning: steps, kills, resuming, precision, the adversarial stage."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tem_live.errors import InputError
+from tem_live.models import data_scenes, load_restorer, publish, training
+from tests.models.test_training import RECIPE
+
+pytest.importorskip("lightning")
+
+from tem_live.models import lightning_checkpoint, lightning_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write_recipe(folder: Path, **replaced: str) -> Path:
+    text = RECIPE
+    for old, new in replaced.items():
+        assert old in text or old == "more"
+        text = text + new if old == "more" else text.replace(old, new)
+    path = folder / "tiny.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def steps(count: int) -> dict[str, str]:
+    return {"max_steps = 3": f"max_steps = {count}"}
+
+
+def state(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder / "latest.json").read_text(encoding="utf-8")))
+
+
+def test_train_resume_publish_restore(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    folder, seen = tmp_path / "out", list[training.Progress]()
+    recipe = write_recipe(tmp_path)
+    lightning_run.train(recipe, folder, device="cpu", progress=seen.append)
+    assert seen[-1].step == state(folder)["step"] == 3
+    assert seen[-1].minutes > 0.0
+    recipe = write_recipe(tmp_path, **steps(5))
+    weights = lightning_run.train(recipe, folder, device="cpu", resume=True, progress=seen.append)
+    assert seen[-1].step == state(folder)["step"] == 5
+    suffixes = {p.suffix for p in folder.rglob("*") if p.is_file()}
+    assert suffixes == {".safetensors", ".json", ".jsonl", ".npy"}
+    assert len(list(folder.glob("step-*"))) == 1
+    # Nothing is left to do: the same weights come back at once.
+    before = load_file(weights)
+    assert lightning_run.train(recipe, folder, device="cpu", resume=True) == weights
+    for name, tensor in load_file(weights).items():
+        np.testing.assert_array_equal(tensor, before[name])
+    publish.publish(folder, recipe, tmp_path / "cards", default=False, title="Tiny")
+    restorer = load_restorer(tmp_path / "cards" / "tiny.safetensors", "cpu")
+    assert restorer.restore(np.random.default_rng(0).random((40, 50))).shape == (40, 50)
+
+
+def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    stop = threading.Event()
+    stop.set()  # each call takes one step, writes a checkpoint and ends
+    recipe = write_recipe(tmp_path, **steps(1000))
+    for number in (1, 2):
+        cut = lightning_run.train(recipe, tmp_path / "cut", device="cpu", resume=True, stop=stop)
+        assert state(tmp_path / "cut")["step"] == number
+    recipe = write_recipe(tmp_path, **steps(2))
+    whole = lightning_run.train(recipe, tmp_path / "whole", device="cpu")
+    for name, tensor in load_file(whole).items():
+        # The schedules differ a little (1000 steps against 2), and moments are kept in bfloat16.
+        np.testing.assert_allclose(tensor, load_file(cut)[name], atol=4e-3)
+
+
+def test_the_plain_loop_and_lightning_read_each_others_checkpoints(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    training.train(write_recipe(tmp_path), folder)
+    lightning_run.train(write_recipe(tmp_path, **steps(4)), folder, device="cpu", resume=True)
+    assert state(folder)["step"] == 4
+    training.train(write_recipe(tmp_path, **steps(5)), folder, resume=True)
+    assert state(folder)["step"] == 5
+
+
+def test_a_kill_while_saving_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    lightning_run.train(write_recipe(tmp_path), folder, device="cpu")
+    recipe = write_recipe(tmp_path, **steps(4))
+    whole = lightning_checkpoint._save_part
+
+    def killed(target: Path, part: str, tensors: dict[str, torch.Tensor]) -> None:
+        if part == "network":
+            raise SystemExit("killed")
+        whole(target, part, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning_checkpoint, "_save_part", killed)
+        with pytest.raises(SystemExit):
+            lightning_run.train(recipe, folder, device="cpu", resume=True)
+    assert state(folder)["step"] == 3
+    lightning_run.train(recipe, folder, device="cpu", resume=True)
+    assert state(folder)["step"] == 4
+
+
+def test_the_average_follows(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    lightning_run.train(write_recipe(tmp_path, **steps(2)), folder, device="cpu")
+    found = lightning_checkpoint.latest(folder)
+    assert found is not None
+    network, average = found.tensors("network"), found.tensors("average")
+    assert any(not torch.equal(network[name], average[name]) for name in network)
+    # The decay begins at (1 + 1) / (10 + 1): the average is near the network, not at its start.
+    torch.testing.assert_close(network["head.weight"], average["head.weight"], atol=2e-3, rtol=0)
+
+
+def test_large_networks_are_kept_in_files_of_16_mb(tmp_path: Path) -> None:
+    big = {f"w{i}": torch.full((1_000_000,), float(i)) for i in range(9)}
+    lightning_checkpoint.write(tmp_path, {"network": big}, step=7, seconds=1.0, recipe={})
+    files = list((tmp_path / "step-0000007").iterdir())
+    assert {f.name for f in files} == {
+        "network.safetensors", "network-2.safetensors", "network-3.safetensors"
+    }  # fmt: skip
+    assert max(f.stat().st_size for f in files) <= lightning_checkpoint.MOST_BYTES
+    found = lightning_checkpoint.latest(tmp_path)
+    assert found is not None
+    tensors = found.tensors("network")
+    assert {name: float(t[0]) for name, t in tensors.items()} == {f"w{i}": i for i in range(9)}
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"folder": "step-9", "step": 9, "seconds": 1}'])
+def test_a_broken_pointer_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "latest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="delete"):
+        lightning_checkpoint.latest(tmp_path)
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    lightning_run.train(write_recipe(tmp_path), tmp_path / "out", device="cpu")
+    other = write_recipe(tmp_path, **{"[8, 16]": "[12, 16]"})
+    with pytest.raises(InputError, match="cannot resume"):
+        lightning_run.train(other, tmp_path / "out", device="cpu", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("more", "part"),
+    [
+        ('[machine]\nprecision = "bf16-mixed"\n', "network"),
+        ('[loss]\nname = "lobato"\ngan_weight = 0.01\ngan_from_step = 1\n', "discriminator"),
+        ('[loss]\nname = "one-minus-ssim"\n[machine]\nworkers = 1\n', "network"),
+    ],
+)
+def test_precision_losses_and_workers(tmp_path: Path, more: str, part: str) -> None:
+    folder, seen = tmp_path / "out", list[training.Progress]()
+    recipe = write_recipe(tmp_path, more=more)
+    lightning_run.train(recipe, folder, device="cpu", progress=seen.append)
+    assert seen[-1].step == 3
+    assert np.isfinite(seen[-1].loss)
+    found = lightning_checkpoint.latest(folder)
+    assert found is not None
+    assert all(torch.isfinite(t.float()).all() for t in found.tensors(part).values())
+    assert found.tensors(part)
+    if part == "discriminator":
+        assert found.tensors("discriminator-moments")
+        recipe = write_recipe(tmp_path, more=more, **steps(4))
+        lightning_run.train(recipe, folder, device="cpu", resume=True)
+        assert state(folder)["step"] == 4
+
+
+def test_scan_families_train(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, **{"scenes = 4": 'scenes = 4\nfamily = "stem"'})
+    lightning_run.train(recipe, tmp_path / "out", device="cpu")
+    assert state(tmp_path / "out")["step"] == 3
+
+
+def test_scenes_are_the_same_on_one_core_and_on_two(tmp_path: Path) -> None:
+    from tem_live.models.scenes import scene_bank
+
+    recipe = training.load_recipe(write_recipe(tmp_path, **{"scenes = 4": "scenes = 40"}))
+    expected = scene_bank(40, 64, 3)
+    for processes in (1, 2):
+        path = data_scenes.scene_file(recipe, tmp_path / str(processes), processes)
+        np.testing.assert_array_equal(np.load(path), expected)
+
+
+def test_what_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(InputError, match="--devices"):
+        lightning_run.train(recipe, tmp_path / "o", device="cpu", devices=0)
+    monkeypatch.setattr(lightning_run.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"tem-live\[train\]"):
+        lightning_run.train(recipe, tmp_path / "o", device="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_from_cpu_to_gpu_and_back(tmp_path: Path) -> None:
+    for count, device in ((2, "cpu"), (4, "cuda"), (6, "cpu")):
+        recipe = write_recipe(tmp_path, **steps(count))
+        lightning_run.train(recipe, tmp_path / "out", device=device, resume=True)
+        assert state(tmp_path / "out")["step"] == count
