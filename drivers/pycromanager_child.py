@@ -119,8 +119,7 @@ class Pump:
             while not self._halt.is_set() and taken != self._frames:
                 if slot is None:
                     slot = self._next_slot()
-                elif self._is_there():
-                    self._deliver(slot)
+                elif self._is_there() and self._deliver(slot):
                     slot, taken = None, taken + 1
                 else:
                     self._halt.wait(_POLL_S)
@@ -147,8 +146,14 @@ class Pump:
             raise _Ended("overflow", "Micro-Manager's buffer overflowed and the camera stopped")
         raise _Ended("ended", "Micro-Manager's camera ended the sequence by itself")
 
-    def _deliver(self, slot: int) -> None:
-        tagged = self._core.pop_next_tagged_image()
+    def _deliver(self, slot: int) -> bool:
+        """Fetch one image and tell of it; False where another program was faster."""
+        try:
+            tagged = self._core.pop_next_tagged_image()
+        except Exception:
+            if self._core.get_remaining_image_count() == 0:
+                return False
+            raise
         pixels = np.asarray(tagged.pix)
         tags = dict(tagged.tags)
         height = int(tags.get("Height", self._shape[0]))
@@ -168,6 +173,7 @@ class Pump:
         self._write(slot, pixels)
         self._beaten = time.monotonic()
         self._say({"run": self._run, "slot": slot, "tags": plain(tags), "time": time.time()})
+        return True
 
     def _write(self, slot: int, pixels: npt.NDArray[Any]) -> None:
         height, width = self._shape
@@ -202,33 +208,32 @@ class Bridge:
 
     # ----------------------------------------------------------------------------------- commands
 
-    def hello(self, backend: str) -> dict[str, Any]:
+    def hello(self) -> dict[str, Any]:
         """Load the client, which takes long on a busy computer."""
-        if backend == "python":
-            import pycromanager  # noqa: F401
-        else:
-            import mmpycorex  # noqa: F401
-        return {}
+        import mmpycorex
+
+        return {"client": mmpycorex.__version__}
 
     def connect(
         self, backend: str, port: int, path: str | None, config_file: str | None, buffer_MB: int
     ) -> dict[str, Any]:
         """Get the core."""
-        if backend == "python":
-            from pycromanager import Core, start_headless
+        # pycromanager.Core, and what pycromanager.start_headless does but for an acquisition engine
+        # that nobody needs here; importing these alone takes a fifth of the time.
+        from mmpycorex import Core, create_core_instance
 
+        if backend == "python":
             try:
-                start_headless(
-                    mm_app_path=path, config_file=config_file, python_backend=True,
+                create_core_instance(
+                    mm_app_path=path,
+                    config_file=config_file,
+                    python_backend=True,
                     buffer_size_mb=buffer_MB,
-                )  # fmt: skip
+                )
             except Exception as error:
                 raise AbsentHere(f"Micro-Manager's core does not start: {said(error)}") from None
             self._core = Core()
         else:
-            # The same class as pycromanager.Core; importing it alone takes a fifth of the time.
-            from mmpycorex import Core
-
             try:
                 self._core = Core(port=port, timeout=_CONNECT_MS)
             except Exception as error:

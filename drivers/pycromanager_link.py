@@ -128,7 +128,7 @@ class Link:
         self._listener.start()
         java = server.backend == "java"
         try:
-            self.ask("hello", _STARTS_WITHIN_S, backend=server.backend)
+            self.ask("hello", _STARTS_WITHIN_S)
             self.version = self.ask(
                 "connect",
                 server.reply_timeout_s + (_FINDS_WITHIN_S if java else _LOADS_WITHIN_S),
