@@ -1,0 +1,131 @@
+"""`tem-live ledger`, `calibrate dose` and the dose figures of `run`, as a script sees them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tem_live import cli
+from tem_live.ledger import area_folder, summarise
+
+Invoke = Callable[..., tuple[int, str, str]]
+
+QUICK = [
+    *("--set", "camera.sensor_height_px=64", "--set", "camera.sensor_width_px=64"),
+    *("--set", "camera.exposure_s=0.005", "--set", "restorer.model=none"),
+]
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tem-live", *arguments])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit_.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def last_json(out: str) -> Any:
+    return json.loads(out.strip().splitlines()[-1])
+
+
+def test_a_run_says_what_it_booked_and_the_ledger_keeps_it(invoke: Invoke, tmp_path: Path):
+    area = ("--area", "grid3-square5", "--budget", "1000")
+    status, out, _ = invoke("run", "--frames", "5", *area, *QUICK, "--json")
+    assert status == 0
+    figures = last_json(out)
+    assert figures["dose_source"] == "incident"
+    assert figures["area"] == "grid3-square5"
+    assert figures["left_e_per_A2"] == pytest.approx(1000 - figures["fluence_e_per_A2"])
+    again = last_json(invoke("run", "--frames", "5", *area, *QUICK, "--json")[1])
+    both = figures["fluence_e_per_A2"] + again["fluence_e_per_A2"]
+    assert again["area_fluence_e_per_A2"] == pytest.approx(both)
+    (row,) = last_json(invoke("ledger", "show", "--json")[1])
+    assert (row["area"], row["sessions"], row["frames"]) == ("grid3-square5", 2, 10)
+    assert row["fluence_e_per_A2"] == pytest.approx(both)
+    assert row["open_since"] is None
+    table = tmp_path / "ledger.csv"
+    exported = last_json(
+        invoke("ledger", "export", "grid3-square5", "--out", str(table), "--json")[1]
+    )
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert exported["rows"] == len(rows)
+    assert sum(row["event"] == "frame" for row in rows) == 10
+    assert sum(float(row["e_per_A2"] or 0) for row in rows) == pytest.approx(both)
+
+
+def test_a_killed_run_is_in_the_ledger_up_to_its_last_frame(tmp_path: Path):
+    command = [sys.executable, "-m", "tem_live", "run", "--seconds", "60", "--area", "a", *QUICK]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while summarise("a").frames < 20 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        child.kill()
+        child.wait(10)
+    summary = summarise("a")
+    assert summary.frames >= 20
+    # 100 e-/px/s of 4 A^2, 5 ms a frame
+    assert summary.fluence_e_per_A2 >= 0.125 * (summary.frames - 1)
+    assert summary.open_since is not None
+    (path,) = area_folder("a").glob("*.jsonl")
+    *lines, _ = path.read_bytes().split(b"\n")
+    assert sum("frame" in json.loads(line) for line in lines) == summary.frames
+
+
+def test_dose_is_calibrated_kept_and_used(invoke: Invoke):
+    status, out, _ = invoke(
+        *("calibrate", "dose", "--vacuum", "--json", *QUICK),
+        *("--set", "camera.sensor_height_px=256", "--set", "camera.sensor_width_px=256"),
+        *("--set", "camera.scene=vacuum", "--set", "column.dose_rate_e_per_px_s=1000"),
+        *("--set", "beam_monitor.driver=keithley", "--set", "beam_monitor.port=sim"),
+    )
+    assert status == 0
+    found = last_json(out)
+    assert found["counts_per_electron"] == pytest.approx(40, rel=0.05)
+    for source in ("column", "current", "vacuum"):
+        assert found["rates_e_per_A2_s"][source] == pytest.approx(250, rel=0.05)
+    assert Path(found["path"]).is_file()
+    figures = last_json(invoke("run", "--frames", "1", *QUICK, "--json")[1])
+    assert figures["counts_per_electron"] == found["counts_per_electron"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ledger", "show", "nowhere"), "no ledger of 'nowhere'"),
+        (("ledger", "show", "a/b"), "cannot name a specimen area"),
+        (("ledger", "export", "nowhere"), "no ledger of area 'nowhere'"),
+        (("run", "--frames", "1", "--area", ".."), "cannot name a specimen area"),
+        (("calibrate", "dose", "--use", "hope"), "one of column, current, vacuum"),
+        (("calibrate", "dose", "--beam-area-nm2", "-1"), "positive area"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(
+    invoke: Invoke, arguments: tuple[str, ...], words: str
+):
+    status, _, err = invoke(*arguments)
+    assert status == 2
+    assert len(err.strip().splitlines()) == 1
+    assert words in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["calibrate dose", "ledger show", "ledger export"])
+def test_every_command_has_help(invoke: Invoke, command: str):
+    status, out, _ = invoke(*command.split(), "--help")
+    assert status == 0
+    assert "Usage:" in out
