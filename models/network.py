@@ -187,7 +187,13 @@ class DoseUNet(nn.Module):
             x = self.up[level](x).add_(skips[level])
             for block in self.decoders[level]:  # type: ignore[attr-defined]
                 x = block(x, vector)
-        out: Tensor = self.tail(x)
+        return self.from_features(x, blocks, vector, waves)
+
+    def from_features(
+        self, features: Tensor, blocks: Tensor, vector: Tensor, waves: Tensor | None
+    ) -> Tensor:
+        """What `forward` does with the U-Net's last features, float32 (N, widths[0], h, w)."""
+        out: Tensor = self.tail(features)
         if waves is not None:
             out, believed = out.split(BLOCK * BLOCK, dim=1)
             out = out + torch.sigmoid(believed) * waves

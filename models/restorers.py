@@ -11,9 +11,9 @@ import logging
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import platformdirs
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENTRY_POINTS",
+    "Precision",
     "Restorer",
     "RestorerPlugin",
     "default_restorer",
@@ -41,10 +42,15 @@ _log = logging.getLogger(__name__)
 ENTRY_POINTS = "tem_live.restorers"
 """Entry-point group in which other packages offer restorers, see `RestorerPlugin`."""
 
+Precision = Literal["auto", "float32", "int8"]
+"""What a network computes in; ``"auto"`` is the fastest that gives the same within its noise."""
+
 _WEIGHTS = Path(__file__).parent / "weights"
 
 # Below this many electrons per pixel (less than any training dose) the frame is binned first.
 _LEAST_DOSE = 0.2
+# Frames with a mean beyond this are restored at a smaller scale.
+_LARGEST = 1e15
 # Frames of more pixels than this are restored in tiles, to bound the memory.
 _TILE_PX = 3072
 _HALO_PX = 128
@@ -113,9 +119,12 @@ class Restorer(ABC):
         torch name of the device it computes on.
     concurrent : bool
         Whether several threads may call `restore` at once, and gain by it.
+    precision : str
+        What most of it is computed in: ``"float32"`` or ``"int8"``.
     """
 
     concurrent = False
+    precision: Literal["float32", "int8"] = "float32"
 
     def __init__(self, card: ModelCard, device: str) -> None:
         self.card = card
@@ -192,11 +201,21 @@ class Restorer(ABC):
 
     def _restore_frame(self, frame: torch.Tensor, out: torch.Tensor) -> None:
         """Restore one float32 (H, W) tensor into `out`, which may be `frame` itself."""
+        import torch
+
         mean = frame.mean()
         level = float(mean)
-        if not abs(level) < 1e15:  # also true for NaN
-            frame, level = _mend(frame)
-        self._restore_finite(frame, level, out)
+        if abs(level) < _LARGEST:
+            self._restore_finite(frame, level, out)
+            return
+        # NaN and infinity make no mean; beyond the largest value squares overflow.
+        largest = float(torch.where(torch.isfinite(frame), frame, 0.0).abs().max())
+        scale = max(largest / _LARGEST, 1.0)
+        mended, level = _mend(frame / scale)
+        self._restore_finite(mended, level, out)
+        if scale > 1.0:
+            most = torch.finfo(out.dtype).max
+            out.mul_(scale).clamp_(-most, most)
 
     @abstractmethod
     def _restore_finite(self, frame: torch.Tensor, mean: float, out: torch.Tensor) -> None:
@@ -226,11 +245,30 @@ class _GaussianRestorer(Restorer):
 class _NetworkRestorer(Restorer):
     """Runs a `DoseUNet`."""
 
-    def __init__(self, card: ModelCard, device: str, network: DoseUNet) -> None:
+    def __init__(
+        self, card: ModelCard, device: str, network: DoseUNet, precision: Precision = "float32"
+    ) -> None:
         super().__init__(card, device)
         self._network = network
+        self._run: Callable[..., torch.Tensor] = network
+        if precision != "float32":
+            self._run = self._accelerated(network, precision)
         # Nothing of it changes with a frame. On a GPU one frame fills the device.
         self.concurrent = self.device == "cpu"
+
+    def _accelerated(self, network: DoseUNet, precision: Precision) -> Callable[..., torch.Tensor]:
+        from tem_live.models.int8 import int8_network
+
+        found = int8_network(network) if self.device == "cpu" else None
+        if found is not None:
+            self.precision = "int8"
+            return found
+        if precision == "int8":
+            raise ModelError(
+                f"precision 'int8' is not to be had on {self.device} here: it needs a processor "
+                "with VNNI instructions; use 'auto' or 'float32'"
+            )
+        return network
 
     def gmac(self, shape: tuple[int, int]) -> float | None:
         """See `Restorer.gmac`."""
@@ -284,7 +322,7 @@ class _NetworkRestorer(Restorer):
         if max(height, width) > _TILE_PX:
             restored = self._tiled(parts, vector)
         else:
-            restored = self._network(blocks, vector, *parts[1:])
+            restored = self._run(blocks, vector, *parts[1:])
         image = _image(restored)[:height, :width]
         periodic = bragg_part((frame - mean) / sigma - image)
         if periodic is not None:
@@ -349,7 +387,7 @@ class _NetworkRestorer(Restorer):
                 y0, x0 = max(y - halo, 0), max(x - halo, 0)
                 y1, x1 = min(y + core + halo, height), min(x + core + halo, width)
                 frame, *waves = (part[..., y0:y1, x0:x1] for part in parts)
-                tile = self._network(frame, vector, *waves)
+                tile = self._run(frame, vector, *waves)
                 ye, xe = min(y + core, height), min(x + core, width)
                 result[..., y:ye, x:xe] = tile[..., y - y0 : ye - y0, x - x0 : xe - x0]
         return result
@@ -542,7 +580,11 @@ def default_restorer() -> str:
     raise ModelError("no default restorer is installed; reinstall tem_live")
 
 
-def load_restorer(name_or_path: str | os.PathLike[str] = "fast", device: str = "auto") -> Restorer:
+def load_restorer(
+    name_or_path: str | os.PathLike[str] = "fast",
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> Restorer:
     """Load a restorer.
 
     Parameters
@@ -551,6 +593,10 @@ def load_restorer(name_or_path: str | os.PathLike[str] = "fast", device: str = "
         A name from `list_restorers`, or the path of a .safetensors with its card beside it.
     device : str
         "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
+    precision : {"auto", "float32", "int8"}
+        What the networks of this package compute in. "auto" takes 8 bit integers where the
+        processor has instructions for them and they give the same within a small share of the
+        noise (`tem_live.models.int8`), else float32. Other networks are always float32.
 
     Returns
     -------
@@ -559,7 +605,8 @@ def load_restorer(name_or_path: str | os.PathLike[str] = "fast", device: str = "
     Raises
     ------
     ModelError
-        Unknown name, missing or damaged file, or a device that is not there.
+        Unknown name, missing or damaged file, a device that is not there, or "int8" where it
+        does not work.
     """
     text = os.fspath(name_or_path)
     if text in ("none", "raw", "identity"):
@@ -567,19 +614,21 @@ def load_restorer(name_or_path: str | os.PathLike[str] = "fast", device: str = "
     if text == "best":
         from tem_live.models.views import ViewsRestorer
 
-        return ViewsRestorer(_BEST, load_restorer(default_restorer(), device))
+        return ViewsRestorer(_BEST, load_restorer(default_restorer(), device, precision))
     if text == "video":
         from tem_live.models.video import VideoRestorer
 
-        return VideoRestorer(_VIDEO, load_restorer(default_restorer(), device))
+        return VideoRestorer(_VIDEO, load_restorer(default_restorer(), device, precision))
     if text == "gaussian":
         return _GaussianRestorer(_GAUSSIAN, resolve_device(device))
     if text.endswith(".safetensors") or not isinstance(name_or_path, str):
-        return _load_network(Path(text), resolve_device(device))
+        return _load_network(Path(text), resolve_device(device), precision)
     if (_WEIGHTS / f"{text}.json").is_file():
-        return _load_network(_WEIGHTS / f"{text}.safetensors", resolve_device(device))
+        return _load_network(_WEIGHTS / f"{text}.safetensors", resolve_device(device), precision)
     if text in _imported():
-        return _load_network(imported_folder() / f"{text}.safetensors", resolve_device(device))
+        return _load_network(
+            imported_folder() / f"{text}.safetensors", resolve_device(device), precision
+        )
     plugins = _plugins()
     if text in plugins:
         return plugins[text].load(resolve_device(device))
@@ -587,7 +636,7 @@ def load_restorer(name_or_path: str | os.PathLike[str] = "fast", device: str = "
     raise ModelError(f"no restorer is called {text!r}; use one of {known}, or a .safetensors path")
 
 
-def _load_network(path: Path, device: str) -> Restorer:
+def _load_network(path: Path, device: str, precision: Precision) -> Restorer:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -607,7 +656,7 @@ def _load_network(path: Path, device: str) -> Restorer:
             f"the weights {path} cannot be loaded as their card describes them: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return _make_restorer(card, device, network)
+    return _make_restorer(card, device, network, precision)
 
 
 def _float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -632,7 +681,7 @@ def _make_network(card: ModelCard) -> torch.nn.Module:
     return DoseUNet(shape["widths"], shape["blocks"], bool(shape.get("waves", False)))
 
 
-def _make_restorer(card: ModelCard, device: str, network: Any) -> Restorer:
+def _make_restorer(card: ModelCard, device: str, network: Any, precision: Precision) -> Restorer:
     import torch
 
     if card.network == "unet_resnet18":
@@ -644,4 +693,5 @@ def _make_restorer(card: ModelCard, device: str, network: Any) -> Restorer:
 
         return CgrdnRestorer(card, device, network)
     network = network.requires_grad_(False).eval().to(torch.device(device))
-    return _NetworkRestorer(card, device, network.to(memory_format=torch.channels_last))
+    network = network.to(memory_format=torch.channels_last)
+    return _NetworkRestorer(card, device, network, precision)
