@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tem_live.errors import ModelError
+from tem_live.threads import keep_memory
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,7 @@ class NumpyBackend:
     def __init__(self) -> None:
         import array_api_compat.numpy
 
+        keep_memory()
         self.xp: Any = array_api_compat.numpy
 
     def empty_host(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

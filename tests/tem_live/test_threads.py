@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -58,3 +59,29 @@ def test_only_the_thread_that_asks_stands_back():
     thread.join()
     assert seen == [min(mine + 5, 19)]
     assert nice() == mine
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from tem_live.threads import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+def frame():
+    planes = [np.ones(1 << 20, np.float32) for _ in range(3)]
+    return sum(float(plane[0]) for plane in planes)
+frame(), frame()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    frame()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="of the GNU C library alone")
+def test_memory_of_one_frame_is_kept_for_the_next():
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("keep") < 100 < faults("leave")
