@@ -13,7 +13,6 @@ the whole sensor is read.
 from __future__ import annotations
 
 import math
-from concurrent.futures import Future
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,12 +21,11 @@ from pydantic import BaseModel
 
 from tem_live.drivers.device_camera import DeviceCamera, Fetched
 from tem_live.drivers.protocols import CameraCapabilities, CameraSettings, CameraState, Roi
+from tem_live.drivers.snapshots import DTYPE, Snapshots, copy_image
 from tem_live.drivers.temscript_link import FAMILY as FAMILY
 from tem_live.drivers.temscript_link import TemscriptLink, TemscriptOptions
-from tem_live.errors import DisconnectedError, NotConnectedError, RefusedError
+from tem_live.errors import NotConnectedError, RefusedError
 
-_DTYPE = np.dtype(np.int32)
-"""Takes what cameras send (signed and unsigned 16 bits, signed 32 bits) without a change."""
 _EXPOSURE_RANGE_S = (1e-4, 1000.0)
 """The scripting interface tells no limits; what the microscope does not take it refuses."""
 
@@ -67,8 +65,9 @@ class _Temscript:
         self._sensor = (0, 0)
         self._shape = (0, 0)
         self._exposure_s = 0.0
-        self._to_ask = 0.0
-        self._image: Future[npt.NDArray[Any]] | None = None
+        self._snapshots = Snapshots(
+            lambda: self._link.submit(lambda microscope: _acquire(microscope, self._camera))
+        )
 
     def open(self) -> CameraCapabilities:
         self._link.open()
@@ -85,7 +84,7 @@ class _Temscript:
         return CameraCapabilities(
             name=f"{family} {self._camera}",
             sensor_shape=self._sensor,
-            dtype=_DTYPE,
+            dtype=DTYPE,
             exposure_range_s=_EXPOSURE_RANGE_S,
             binnings=tuple(sorted({1, *(int(binning) for binning in about["binnings"])})),
         )
@@ -120,54 +119,29 @@ class _Temscript:
             binning=settings.binning,
             roi=roi,
             frame_shape=self._shape,
-            dtype=_DTYPE,
+            dtype=DTYPE,
             frame_interval_s=self._exposure_s,
         )
 
     def start(self, frames: int | None) -> None:
-        self._to_ask = math.inf if frames is None else frames
-        self._expose()
+        self._snapshots.start(frames)
 
     def stop(self) -> None:
-        # One that has not begun never will.
-        if self._image is not None:
-            self._image.cancel()
-        self._image = None
-        self._to_ask = 0
+        self._snapshots.stop()
 
     def fetch(self, buffer: npt.NDArray[Any], wait_s: float) -> Fetched | None:
-        if self._image is None:
-            return None
         try:
-            image = self._image.result(wait_s)
+            image = self._snapshots.next(wait_s)
         except Exception as error:
-            if not self._image.done():
-                return None
             raise self._link.told(error) from None
-        self._expose()
-        if image.shape != self._shape:
-            raise DisconnectedError(
-                f"the microscope sent an image of {'x'.join(map(str, image.shape))} where "
-                f"{self._shape[0]}x{self._shape[1]} was set; was it changed by another program?"
-            )
-        if not np.can_cast(image.dtype, _DTYPE):
-            raise DisconnectedError(
-                f"the microscope sent {image.dtype} pixels, which do not fit {_DTYPE}"
-            )
-        np.copyto(buffer, image)
+        if image is None:
+            return None
+        copy_image(image, buffer, "the microscope")
         return Fetched(raw={"camera": self._camera, "dtype": str(image.dtype)})
 
     def is_there(self) -> bool:
         # The connection is busy with the exposure, and tells by itself when it breaks.
         return True
-
-    def _expose(self) -> None:
-        if self._to_ask < 1:
-            self._image = None
-            return
-        self._to_ask -= 1
-        camera = self._camera
-        self._image = self._link.submit(lambda microscope: _acquire(microscope, camera))
 
 
 def _acquire(microscope: Any, camera: str) -> npt.NDArray[Any]:

@@ -106,8 +106,8 @@ def remote(microscope: Microscope) -> dict[str, Any]:
 class TestRemote(CameraConformance):
     exposure_s = 0.01
     # The next test waits until the exposure has ended.
-    long_exposure_s = 1.0
-    wakes_within_s = 0.5
+    long_exposure_s = 0.6
+    wakes_within_s = 0.4
     microscope: ClassVar[Microscope]
 
     @pytest.fixture(autouse=True, scope="class")

@@ -1,0 +1,105 @@
+"""Frames of cameras that hand one image over for each request, in a call that waits for it.
+
+Each image was asked for, so none is lost between two of them, and there is no device's number that
+could say otherwise. The next exposure is asked for when the last image was taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tem_live.errors import DisconnectedError
+
+Image = npt.NDArray[Any]
+
+DTYPE: np.dtype[Any] = np.dtype(np.int32)
+"""Takes what cameras send (8 and 16 bits with and without sign, signed 32) without a change."""
+
+
+class Snapshots:
+    """A series of exposures, each asked for on another thread.
+
+    Parameters
+    ----------
+    expose : callable
+        Asks for one image.
+    """
+
+    def __init__(self, expose: Callable[[], Future[Image]]) -> None:
+        self._expose = expose
+        self._image: Future[Image] | None = None
+        self._to_ask = 0.0
+
+    def start(self, frames: int | None) -> None:
+        """Ask for the first image of so many."""
+        self._to_ask = math.inf if frames is None else frames
+        self._ask()
+
+    def stop(self) -> None:
+        """Ask for no more. One that was begun ends by itself, and nobody takes it."""
+        if self._image is not None:
+            self._image.cancel()
+        self._image = None
+        self._to_ask = 0
+
+    def next(self, wait_s: float) -> Image | None:
+        """The image that was asked for; None if it is not there within ``wait_s`` seconds.
+
+        Raises
+        ------
+        Exception
+            What went wrong with the exposure. The series goes on with another one.
+        """
+        if self._image is None:
+            return None
+        try:
+            image = self._image.result(wait_s)
+        except Exception:
+            if not self._image.done():
+                return None
+            self._ask(again=True)
+            raise
+        self._ask()
+        return image
+
+    def _ask(self, again: bool = False) -> None:
+        if self._to_ask < 1 and not again:
+            self._image = None
+            return
+        self._to_ask -= not again
+        self._image = self._expose()
+
+
+def copy_image(image: Image, buffer: Image, sender: str) -> None:
+    """Copy an image into the buffer of a frame.
+
+    Parameters
+    ----------
+    image : ndarray
+        What was sent.
+    buffer : ndarray (H, W)
+        Where it shall be.
+    sender : str
+        What messages call who sent it.
+
+    Raises
+    ------
+    DisconnectedError
+        It has another shape or does not fit the buffer's type.
+    """
+    if image.shape != buffer.shape:
+        raise DisconnectedError(
+            f"{sender} sent an image of {'x'.join(map(str, image.shape))} where "
+            f"{'x'.join(map(str, buffer.shape))} was set; was it changed by another program?"
+        )
+    if not np.can_cast(image.dtype, buffer.dtype):
+        raise DisconnectedError(
+            f"{sender} sent {image.dtype} pixels, which do not fit {buffer.dtype}"
+        )
+    np.copyto(buffer, image)
