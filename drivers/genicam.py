@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers.checks import check_buffer, check_settings
+from tem_live.drivers.families import Family
 from tem_live.drivers.genicam_link import FORMATS, Block, Link, Numbers, Value
 from tem_live.drivers.protocols import (
     CameraCapabilities,
@@ -33,6 +34,31 @@ from tem_live.errors import (
     DisconnectedError,
     NotConnectedError,
     RefusedError,
+)
+
+
+def _answers(fields: Mapping[str, Any]) -> bool:
+    """Whether the camera of a profile, or any GigE Vision camera, is found; none is opened."""
+    from tem_live.drivers import genicam_gentl, genicam_viva
+
+    options = GenICamOptions.model_validate(dict(fields))
+    if options.route == "gentl":
+        with contextlib.suppress(NotConnectedError):
+            if genicam_gentl.is_found(options.producer, options.device):
+                return True
+    route: Literal["gige", "usb3"] = "usb3" if options.route == "usb3" else "gige"
+    return genicam_viva.is_found(route, options.device, options.interface)
+
+
+FAMILY = Family(
+    "genicam",
+    packages=("harvesters", "viva_genicam"),
+    install='pip install "tem-live[genicam]"',
+    reach=_answers,
+    start="switch the camera on and set camera.route, camera.producer and camera.device in a "
+    "profile 'genicam' of your own",
+    tested_against="EMVA's GenTL producer viky and viva-genicam 0.10's GigE Vision camera; no "
+    "camera hardware",
 )
 
 _SLICE_S = 0.1

@@ -240,6 +240,28 @@ class GenTL:
             raise RefusedError(f"the camera refuses {what} ({_one_line(e)})") from None
 
 
+def is_found(producer: str, device: str) -> bool:
+    """Whether a producer finds such a camera; it is not opened.
+
+    Raises
+    ------
+    NotConnectedError
+        The producer is missing.
+    """
+    try:
+        from harvesters.core import Harvester
+    except ImportError:
+        return False
+    harvester = Harvester()
+    try:
+        for file in _producers(producer):
+            harvester.add_file(str(file))
+        harvester.update()
+        return any(not device or device in _labels(info) for info in harvester.device_info_list)
+    finally:
+        harvester.reset()
+
+
 def _producers(producer: str) -> list[Path]:
     if producer:
         file = Path(producer).expanduser()

@@ -265,6 +265,17 @@ class Viva:
         )
 
 
+def is_found(transport: Literal["gige", "usb3"], device: str, interface: str) -> bool:
+    """Whether such a camera answers; it is not opened."""
+    import viva_genicam
+
+    if transport == "usb3":
+        found: list[Any] = viva_genicam.discover_u3v()
+    else:
+        found = viva_genicam.discover(_LIFE_MS[-1], iface=interface or None, all=True)
+    return any(not device or device in _labels(info) for info in found)
+
+
 def _labels(info: Any) -> list[str]:
     return [str(word) for word in info.to_dict().values() if word]
 
