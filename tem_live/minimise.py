@@ -293,9 +293,11 @@ class DoseController:
     confidence : float
         Share of frames that are to meet the target, 0.5 to under 1.
     hysteresis : float
-        Factor, over 1, by which the dose must be off to be changed.
+        Factor, over 1, by which the dose must be too high to be changed; half of it (as a
+        logarithm) where it is too low.
     window : int
-        Pairs that count.
+        Pairs that count. The specimen fades meanwhile, and more of them tell little more: the
+        scatter of single frames is larger than the error of their mean.
     """
 
     def __init__(
@@ -305,7 +307,7 @@ class DoseController:
         highest_e_per_px: float,
         confidence: float = 0.9,
         hysteresis: float = 1.15,
-        window: int = 12,
+        window: int = 6,
     ) -> None:
         if not 0 < lowest_e_per_px <= highest_e_per_px < math.inf:
             raise InputError(
@@ -361,7 +363,7 @@ class DoseController:
             dose = max(math.exp(lowered), self.lowest_e_per_px)
             if dose < dose_e_per_px:
                 return Decision(dose, "lowering", found, sure)
-        elif raised > present + self._band:
+        elif raised > present + 0.5 * self._band:
             dose = min(math.exp(raised), self.highest_e_per_px, affordable_e_per_px)
             if dose > dose_e_per_px:
                 return Decision(dose, "raising", found, sure)
@@ -492,8 +494,8 @@ class DoseMinimiser:
         if abs(present / self._expected - 1) > _AS_SET or self._changed_beside(pair):
             self._stop("off: exposure or dose rate were changed by hand", "info")
             return
-        self._pairs += 1
         self._controller.observe(self._setting_of(pair), self._target.read(pair, figures))
+        self._pairs += 1
         decision = self._controller.decide(present, self._affordable(present))
         if decision.dose_e_per_px != present:
             self._set(decision.dose_e_per_px)
