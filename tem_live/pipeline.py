@@ -543,13 +543,10 @@ class Processor:
                 self.last_restored = now
         drift = None
         if restorer:
-            planes = (slot.electrons, slot.restored)
-            drift = self._drift.update(
-                *(
-                    plane if isinstance(plane, np.ndarray) else stream.ring.backend.download(plane)
-                    for plane in planes
-                )
-            )
+            # Binned where the planes live; what comes to the host is small.
+            backend = stream.ring.backend
+            with backend.compute():
+                drift = self._drift.update(slot.electrons, slot.restored, backend.download)
         return replace(
             info,
             dose_e_per_px=dose,

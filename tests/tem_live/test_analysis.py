@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tem_live.analysis import DriftEstimator, RollingMean
+from tem_live.analysis import DriftEstimator, RollingMean, _binned
 
 
 def scene(shift: tuple[float, float] = (0, 0), side: int = 256) -> np.ndarray:
@@ -96,3 +96,13 @@ def test_drift_goes_on_over_a_frame_that_shows_nothing():
     moved = drift.update(scene[5 : 5 + 256, :256].astype(np.float32))
     assert moved is not None
     assert moved[0] == pytest.approx(-5, abs=0.2)
+
+
+@pytest.mark.parametrize(("shape", "factor"), [((64, 96), 4), ((67, 101), 3), ((20, 20), 1)])
+def test_binning_gives_means_and_leaves_the_frame_alone(shape, factor):
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    before = image.copy()
+    rows, columns = shape[0] // factor, shape[1] // factor
+    cut = image[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor)
+    np.testing.assert_allclose(_binned(image, factor), cut.mean(axis=(1, 3)), atol=1e-6)
+    np.testing.assert_array_equal(image, before)

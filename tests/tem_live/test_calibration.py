@@ -131,3 +131,14 @@ def test_a_file_that_is_no_reference(tmp_path: Path, content: bytes | None):
 
 def test_each_profile_has_its_own_place():
     assert default_path("sim", "dark") != default_path("replay", "dark")
+
+
+def test_tall_frames_are_calibrated_part_by_part_like_the_whole(monkeypatch):
+    rng = np.random.default_rng(5)
+    raw = rng.integers(90, 400, (301, 40)).astype(np.uint16)
+    dark = rng.normal(100, 2, raw.shape).astype(np.float32)
+    gain = rng.normal(1, 0.05, raw.shape).astype(np.float32)
+    out = np.zeros(raw.shape, np.float32)
+    monkeypatch.setattr("tem_live.calibration._CHUNK_PX", 7 * 40)
+    Calibrator(np, raw.shape, 40.0, dark=dark, gain=gain, replace_defects=False).apply(raw, out)
+    np.testing.assert_allclose(out, (raw - dark) * gain / 40.0, rtol=1e-5, atol=1e-6)
