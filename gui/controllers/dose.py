@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tem_live.gui.controllers.hub import SessionHub, one_line
 from tem_live.gui.models.dose_history import DoseHistory, dose_figures
@@ -14,9 +14,12 @@ from tem_live.gui.workers import Runner
 
 if TYPE_CHECKING:
     from tem_live.account import Cost
+    from tem_live.minimise import DoseMinimiser
     from tem_live.session import Session
-    from tem_live.state import RunStats, SessionState
+    from tem_live.state import LoopState, RunStats, SessionState
     from tem_live.watch import Watch, WatchState
+
+    _Answer = tuple[RunStats, Cost, SessionState, WatchState | None, LoopState | None]
 
 
 class DoseController:
@@ -50,13 +53,16 @@ class DoseController:
         self._runner = runner
         self._now = now
         self._watch: Watch | None = None
+        self._loop: DoseMinimiser | None = None
         self._history = DoseHistory()
         self._began_s = now()
         view.watch_toggled.connect(self.set_watch)
+        view.loop_toggled.connect(self.set_loop)
         view.budget_edited.connect(self.set_budget)
         view.critical_requested.connect(self.take_critical)
         hub.opened.connect(self._on_opened)
         hub.gone.connect(self._on_gone)
+        hub.change_failed.connect(self._on_failed)
         self._on_gone()
 
     def tick(self) -> None:
@@ -64,13 +70,14 @@ class DoseController:
         session = self._hub.session
         if session is None or self._runner.busy("dose"):
             return
-        watch = self._watch
+        watch, loop = self._watch, self._loop
 
-        def work() -> tuple[RunStats, Cost, SessionState, WatchState | None]:
+        def work() -> _Answer:
             seen = None if watch is None else watch.state
-            return session.stats(), session.cost(), session.state, seen
+            doing = None if loop is None else loop.state
+            return session.stats(), session.cost(), session.state, seen, doing
 
-        def show(answer: tuple[RunStats, Cost, SessionState, WatchState | None]) -> None:
+        def show(answer: _Answer) -> None:
             if session is self._hub.session:
                 self._show(*answer)
 
@@ -84,16 +91,37 @@ class DoseController:
         """Begin or end judging frames."""
         before, self._watch = self._watch, None
 
-        def change(session: Session) -> Any:
+        def change(session: Session) -> Watch | None:
             if before is not None:
                 before.close()
             return session.watch() if on else None
 
         def done(watch: Watch | None) -> None:
             self._watch = watch
-            self._view.show_watch(watch is not None, True)
+            self._show_watch(True)
 
-        self._view.show_watch(on, False)
+        self._show_watch(False)
+        self._hub.change("watch", change, done)
+
+    def set_loop(self, on: bool, resolution_nm: float) -> None:
+        """Begin or end holding the dose as low as restored frames of this resolution allow."""
+        before, self._loop = self._loop, None
+        watch, self._watch = self._watch, None
+
+        def change(session: Session) -> DoseMinimiser | None:
+            if before is not None:
+                before.stop()
+            if watch is not None:
+                watch.close()
+            return session.minimise(resolution_nm) if on else None
+
+        def done(loop: DoseMinimiser | None) -> None:
+            self._loop = loop
+            # The loop's own watch tells fidelity and damage meanwhile.
+            self._watch = None if loop is None else loop.watch
+            self._show_watch(True)
+
+        self._show_watch(False)
         self._hub.change("watch", change, done)
 
     def set_budget(self, e_per_A2: float) -> None:
@@ -109,7 +137,12 @@ class DoseController:
         self._hub.change("budget", lambda session: session.take_critical_fluence_as_budget())
 
     def _show(
-        self, stats: RunStats, cost: Cost, state: SessionState, watch: WatchState | None
+        self,
+        stats: RunStats,
+        cost: Cost,
+        state: SessionState,
+        watch: WatchState | None,
+        loop: LoopState | None,
     ) -> None:
         now = self._now()
         fluence = stats.area_fluence_e_per_A2
@@ -118,19 +151,30 @@ class DoseController:
         history = self._history
         on = state.blanked is False or (state.blanked is None and state.running)
         history.take(now, fluence, on)
+        if loop is not None and not loop.active and self._loop is not None:
+            # It has ended by itself, and its watch with it.
+            self._loop = self._watch = None
+            self._show_watch(True)
         if not self._state.dose:
             return
-        self._view.show_figures(dose_figures(stats, cost, state, watch))
+        self._view.show_figures(dose_figures(stats, cost, state, watch, loop))
         times_s = [time_s - self._began_s for time_s in history.times_s]
         self._view.show_curve(times_s, history.fluences_e_per_A2)
         self._view.show_exposures(history.exposures)
 
     def _on_opened(self, session: Session, state: SessionState) -> None:
-        self._watch = None
+        self._watch = self._loop = None
         self._history = DoseHistory()
         self._began_s = self._now()
-        self._view.show_watch(False, True)
+        self._show_watch(True)
 
     def _on_gone(self) -> None:
-        self._watch = None
-        self._view.show_watch(False, False)
+        self._watch = self._loop = None
+        self._show_watch(False)
+
+    def _on_failed(self, key: str, _error: Exception) -> None:
+        if key == "watch":
+            self._show_watch(True)
+
+    def _show_watch(self, possible: bool) -> None:
+        self._view.show_watch(self._watch is not None, self._loop is not None, possible)

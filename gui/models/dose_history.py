@@ -9,7 +9,7 @@ from tem_live.gui.models import quantities as q
 
 if TYPE_CHECKING:
     from tem_live.account import Cost
-    from tem_live.state import RunStats, SessionState
+    from tem_live.state import LoopState, RunStats, SessionState
     from tem_live.watch import WatchState
 
 MOST_POINTS = 600
@@ -89,7 +89,7 @@ class DoseFigures:
 
     Attributes
     ----------
-    next_frame, left, lasts, source, restored, specimen : str
+    next_frame, left, lasts, source, restored, specimen, loop : str
         Values of the rows of that name.
     left_alert, restored_alert : bool
         Whether a value is one to worry about.
@@ -103,6 +103,7 @@ class DoseFigures:
     source: str
     restored: str
     specimen: str
+    loop: str
     left_alert: bool
     restored_alert: bool
     budget_e_per_A2: float | None
@@ -110,7 +111,11 @@ class DoseFigures:
 
 
 def dose_figures(
-    stats: RunStats, cost: Cost | None, state: SessionState, watch: WatchState | None
+    stats: RunStats,
+    cost: Cost | None,
+    state: SessionState,
+    watch: WatchState | None,
+    loop: LoopState | None = None,
 ) -> DoseFigures:
     """Put what is known of the dose into words."""
     budget, left = stats.budget_e_per_A2, stats.left_e_per_A2
@@ -144,6 +149,7 @@ def dose_figures(
         ],
         restored=restored,
         specimen=specimen,
+        loop="off" if loop is None else loop.text,
         left_alert=budget is not None and left is not None and left < 0.2 * budget,
         restored_alert=fidelity is not None and fidelity.verdict != "good",
         budget_e_per_A2=budget,

@@ -36,6 +36,7 @@ _ROWS = (
     ("source", "Booked", "What is counted: what comes in, or only what the camera detects of it"),
     ("restored", "Restored", "Restored frames compared with raw ones that they were not made from"),
     ("specimen", "Specimen", "Fluence at which 1/e of its contrast is left"),
+    ("loop", "Loop", "What holds the dose as low as the wanted resolution allows"),
 )
 _HEADS = ("on at", "for", q.DOSE_A2, "total")
 
@@ -47,15 +48,21 @@ class DoseCard(Card):
     """Wanted budget of the area in e⁻/Å²; 0 for none."""
     watch_toggled = Signal(bool)
     """Whether restored frames are judged and the damage is followed."""
+    loop_toggled = Signal(bool, float)
+    """Whether to hold the dose low, and the period in nm that restored frames must resolve."""
     critical_requested = Signal()
     """Make the critical fluence the budget."""
 
     def __init__(self) -> None:
         super().__init__("Dose")
+        self.minimise = toggle(
+            "Minimise", "arrow-collapse-down", "Lower the dose as far as the resolution allows"
+        )
         self.watch = toggle("Watch", "eye-check-outline", "Judge restored frames, follow damage")
         self.critical = push("Budget = 1/e", "target", "Make the critical fluence the budget")
         self.critical.setEnabled(False)
         self.head.addWidget(self.critical)
+        self.head.addWidget(self.minimise)
         self.head.addWidget(self.watch)
         self.box.removeWidget(self.plot)
         row = QHBoxLayout()
@@ -67,6 +74,9 @@ class DoseCard(Card):
         self._style_plot()
         self._shown: tuple[Exposure, ...] = ()
         self.watch.clicked.connect(self.watch_toggled)
+        self.minimise.clicked.connect(
+            lambda on: self.loop_toggled.emit(on, self.resolution.value())
+        )
         self.critical.clicked.connect(lambda: self.critical_requested.emit())
         self.budget.edited.connect(self.budget_edited)
 
@@ -77,7 +87,8 @@ class DoseCard(Card):
         grid.setHorizontalSpacing(GRID)
         grid.setVerticalSpacing(4)
         grid.setColumnMinimumWidth(0, 72)
-        grid.setColumnStretch(1, 1)
+        grid.setColumnStretch(1, 3)
+        grid.setColumnStretch(3, 2)
         self.values: dict[str, ElidedLabel] = {}
         for key, name, tip in _ROWS:
             label = QLabel(name)
@@ -88,18 +99,26 @@ class DoseCard(Card):
             value.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             at = grid.rowCount()
             grid.addWidget(label, at, 0)
-            grid.addWidget(value, at, 1)
+            grid.addWidget(value, at, 1, 1, 3)
             self.values[key] = value
         self.budget = QuantityBox(
             lambda value: q.quantity(value, q.DOSE_A2) if value else "none",
             lambda text, _: 0.0 if text.strip() in ("", "none") else q.parse_number(text),
         )
         self.budget.setToolTip("Fluence at which the beam is blanked and the run ends; 0 for none")
-        label = QLabel("Budget")
-        label.setObjectName("name")
+        self.resolution = QuantityBox(
+            lambda value: q.quantity(value, "nm"), lambda text, _: q.parse_number(text)
+        )
+        self.resolution.setToolTip("Period that restored frames must resolve, for Minimise")
+        self.resolution.show_value(1.0)
         at = grid.rowCount()
-        grid.addWidget(label, at, 0)
-        grid.addWidget(self.budget, at, 1)
+        for column, (name, field) in enumerate(
+            (("Budget", self.budget), ("Resolve", self.resolution))
+        ):
+            label = QLabel(name)
+            label.setObjectName("name")
+            grid.addWidget(label, at, 2 * column)
+            grid.addWidget(field, at, 2 * column + 1)
         grid.setRowStretch(at + 1, 1)
         return box
 
@@ -185,7 +204,9 @@ class DoseCard(Card):
                     self.table.setItem(row, column, item)
                 item.setText(text)
 
-    def show_watch(self, on: bool, possible: bool) -> None:
-        """Show whether frames are watched."""
-        self.watch.setChecked(on)
-        self.watch.setEnabled(possible)
+    def show_watch(self, watching: bool, minimising: bool, possible: bool) -> None:
+        """Show whether frames are watched, and the dose held low."""
+        self.watch.setChecked(watching)
+        self.watch.setEnabled(possible and not minimising)
+        self.minimise.setChecked(minimising)
+        self.minimise.setEnabled(possible)

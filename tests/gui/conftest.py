@@ -23,7 +23,7 @@ from tem_live.gui.app import Workers, build
 from tem_live.gui.models.settings import SettingsStore
 from tem_live.gui.singletons import make_immortal
 from tem_live.gui.views.main_window import MainWindow
-from tem_live.state import Frame, FrameInfo, RunStats, SessionState
+from tem_live.state import Frame, FrameInfo, LoopState, RunStats, SessionState
 from tem_live.watch import WatchState
 
 # No test opens a window on anybody's screen, and computers without one can run them too.
@@ -97,6 +97,7 @@ class FakeSession:
         self.budget_e_per_A2: float | None = None
         self.watch_state = WatchState()
         self.watching = 0
+        self.loop_nm = None
         self.interval_s = 0.0
         self._last = 0.0
         self._truth = [particles(shape, step) for step in range(4)]
@@ -194,6 +195,17 @@ class FakeSession:
             self.watching -= 1
 
         return SimpleNamespace(state=self.watch_state, close=close)
+
+    def minimise(self, target_resolution_nm):
+        if self.state.model == "none":
+            raise RefusedError("the dose is judged on restored frames; choose a model")
+        self.loop_nm = target_resolution_nm
+
+        def stop():
+            self.loop_nm = None
+
+        state = LoopState(True, "holding", "1 nm", text=f"holds {target_resolution_nm:g} nm")
+        return SimpleNamespace(state=state, stop=stop, watch=self.watch())
 
     def take_critical_fluence_as_budget(self):
         self.budget_e_per_A2 = 267.0

@@ -142,7 +142,36 @@ def test_watch_begins_and_ends(controller, card, session):  # noqa: F811
     assert card.show_figures.call_args.args[0].restored.startswith("good")
     controller.set_watch(False)
     assert session.watching == 0
-    assert card.show_watch.call_args.args == (False, True)
+    assert card.show_watch.call_args.args == (False, False, True)
+
+
+def test_loop_begins_shows_what_it_does_and_ends(controller, card, session):  # noqa: F811
+    controller.set_watch(True)
+    controller.set_loop(True, 0.8)
+    assert session.loop_nm == 0.8
+    assert session.watching == 1
+    assert card.show_watch.call_args.args == (True, True, True)
+    controller.tick()
+    assert card.show_figures.call_args.args[0].loop == "holds 0.8 nm"
+    controller.set_loop(False, 0.8)
+    assert session.loop_nm is None
+    assert card.show_watch.call_args.args == (False, False, True)
+
+
+def test_loop_that_ended_by_itself_is_not_shown_as_on(controller, card, session):  # noqa: F811
+    controller.set_loop(True, 0.8)
+    loop = controller._loop
+    loop.state = replace(loop.state, active=False, text="off: changed by hand")
+    controller.tick()
+    assert card.show_watch.call_args.args == (False, False, True)
+    assert card.show_figures.call_args.args[0].loop == "off: changed by hand"
+
+
+def test_loop_that_is_refused_is_not_shown_as_on(controller, card, hub, session):  # noqa: F811
+    session.state = replace(session.state, model="none")
+    controller.set_loop(True, 0.8)
+    assert card.show_watch.call_args.args == (False, False, True)
+    assert any("choose a model" in text for _, text in hub.messages)
 
 
 def test_budget_is_set_taken_away_and_taken_from_the_damage(controller, session):  # noqa: F811
