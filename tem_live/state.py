@@ -209,38 +209,3 @@ class LoopState:
     confidence: float | None = None
     pairs: int = 0
     text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class DoseTexts:
-    """All about the dose, ready to show: one short line each, "–" where there is nothing to say.
-
-    Attributes
-    ----------
-    rate : str
-        Incident dose rate.
-    this_frame : str
-        Dose of the last frame, as detected and as booked.
-    total : str
-        Fluence of the specimen area, and of the session where that is another.
-    next_frame : str
-        What the next frame costs, and whether it fits the budget.
-    left : str
-        What is left of the budget.
-    time_left : str
-        For how long that lasts at this rate.
-    loop : str
-        The dose-minimising loop.
-    fidelity, damage : str
-        What the live frames tell.
-    """
-
-    rate: str
-    this_frame: str
-    total: str
-    next_frame: str
-    left: str
-    time_left: str
-    loop: str
-    fidelity: str
-    damage: str
