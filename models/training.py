@@ -21,14 +21,14 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tem_live.errors import InputError
-from tem_live.models import cameras, scenes
+from tem_live.models import cameras, scenes_extra
 
 if TYPE_CHECKING:
     import torch
@@ -63,11 +63,25 @@ class DataRecipe(_Strict):
 
     scenes: int = Field(default=6000, ge=1)
     scene_px: int = Field(default=256, ge=32)
+    extra_scenes: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]] = Field(
+        default={}, description="share of scenes of each kind in scenes_extra.EXTRA_GENERATORS"
+    )
     crops_px: tuple[int, ...] = (128, 160, 192)
     batch_px: int = Field(default=205_000, ge=1, description="pixels a batch, about")
     dose_range: tuple[float, float] = (0.15, 400.0)
     dose_core: tuple[float, float] = (0.5, 50.0)
     poisson: float = Field(default=0.4, ge=0.0, le=1.0)
+
+    @field_validator("extra_scenes")
+    @classmethod
+    def _known_scenes(cls, shares: dict[str, float]) -> dict[str, float]:
+        known = scenes_extra.EXTRA_GENERATORS
+        unknown = [name for name in shares if name not in known]
+        if unknown:
+            raise ValueError(f"no scenes are called {unknown[0]!r}; use {', '.join(known)}")
+        if sum(shares.values()) > 1.0:
+            raise ValueError("the shares add up to more than 1")
+        return shares
 
 
 class OptimRecipe(_Strict):
@@ -99,6 +113,7 @@ class OwnRecipe(_Strict):
 
     folder: str
     kind: Literal["auto", "pairs", "series", "frame"] = "auto"
+    check: str | None = Field(default=None, description="another frame of the same place")
     counts_per_electron: float | None = Field(default=None, gt=0.0)
     offset_counts: float = 0.0
     reduce: int = Field(default=1, ge=1, description="pixels of a side that become one")
@@ -156,14 +171,20 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
 def _scene_file(recipe: Recipe, folder: Path) -> npt.NDArray[np.float16]:
     """Generate the bank of clean scenes once, or read the one of an earlier run."""
     data = recipe.data
-    path = folder / f"scenes-{recipe.seed}-{data.scenes}-{data.scene_px}.npy"
+    path = folder / scenes_extra.bank_name(
+        recipe.seed, data.scenes, data.scene_px, data.extra_scenes
+    )
     if not path.exists():
         _log.info("generating %d scenes of %d px", data.scenes, data.scene_px)
         part = path.with_suffix(".part.npy")
-        np.save(part, scenes.scene_bank(data.scenes, data.scene_px, recipe.seed))
+        bank = np.empty((data.scenes, data.scene_px, data.scene_px), dtype=np.float16)
+        for i in range(data.scenes):
+            rng = np.random.default_rng([recipe.seed, i])
+            bank[i] = scenes_extra.recipe_scene(rng, data.scene_px, data.extra_scenes)
+        np.save(part, bank)
         part.replace(path)
-    bank: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
-    return bank
+    kept: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
+    return kept
 
 
 def make_batch(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -21,7 +21,7 @@ from tem_live.paths import numbered
 from tem_live.threads import let_threads_sleep, switch_quickly
 
 if TYPE_CHECKING:
-    from tem_live.models.training import Progress
+    from tem_live.models.training import Progress, Recipe
     from tem_live.profiles import Profile
     from tem_live.state import RunStats
 
@@ -41,10 +41,12 @@ calibrate_app = typer.Typer(
     help="Take dark and gain references; measure gain and dose rate.", rich_markup_mode=None
 )
 ledger_app = typer.Typer(help="What each specimen area has taken.", rich_markup_mode=None)
+capture_app = typer.Typer(help="Take images to train restorers with.", rich_markup_mode=None)
 import_app = typer.Typer(help="Bring in networks that others trained.", rich_markup_mode=None)
 models_app.add_typer(import_app, name="import")
 app.add_typer(models_app, name="models")
 app.add_typer(calibrate_app, name="calibrate")
+app.add_typer(capture_app, name="capture")
 app.add_typer(ledger_app, name="ledger")
 
 ProfileOption = Annotated[
@@ -227,35 +229,161 @@ def bench(
     size: Annotated[int, typer.Option(help="Side of the square frames, in pixels.")] = 512,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     model: Annotated[str, typer.Option("--model", "-m", help="Restorer.")] = "fast",
+    sizes: Annotated[
+        str | None, typer.Option(help="Cost at several sizes instead, as in 256,512,1024.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --sizes: cost per pixel against size, .svg.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Measure the speed of each stage and end to end."""
+    try:
+        many = [int(part) for part in (sizes or "").split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"--sizes {sizes}: give whole numbers, as in 256,512,1024") from None
+    for side in (size, *many):
+        if side < 16:
+            raise InputError(f"--size {side}: give 16 pixels or more")
+    if plot is not None and not many:
+        raise InputError("--plot needs --sizes, as in --sizes 256,512,1024")
+    if many:
+        from tem_live.bench_scaling import cost_by_size, draw
+
+        measured = cost_by_size(many, device, model)
+        if plot is not None:
+            draw(measured, plot)
+        _print(measured, json_)
+        return
     from tem_live.bench import measure
 
-    if size < 16:
-        raise InputError(f"--size {size}: give 16 pixels or more")
     _print(measure(size, device, model), json_)
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Training recipe, TOML.")],
+    recipe: Annotated[Path | None, typer.Argument(help="Training recipe, TOML.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = True,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default .train/ and its name.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     devices: Annotated[int, typer.Option(help="How many GPUs.")] = 1,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Go on from this restorer, with --data.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Own data: folder of short/ and long/, a series, a frame.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="To a single frame: another one of the same place.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new restorer.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Where it is published; by default where names are found.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="How long to go on training.")] = 12.0,
+    counts_per_electron: Annotated[
+        float | None, typer.Option(help="Gain; by default what the files say.")
+    ] = None,
+    offset_counts: Annotated[float, typer.Option(help="Pedestal to subtract first.")] = 0.0,
+    reduce: Annotated[int, typer.Option(help="Pixels of a side that become one.")] = 1,
+    json_: JsonOption = False,
 ) -> None:
-    """Train a restorer by a recipe, with checkpoints."""
-    from tem_live.models.lightning_run import train as fit
+    """Train a restorer by a recipe, or go on training one on your own data."""
+    from tem_live.models.training import load_recipe
 
-    path = fit(
-        recipe, out, resume=resume, device=device, devices=devices, progress=_train_progress
-    )
+    if (recipe is None) == (data is None):
+        raise InputError("give a recipe, or --from and --data")
+    if data is not None:
+        from tem_live.models.finetune import own_recipe
+
+        if not minutes > 0:
+            raise InputError(f"--minutes {minutes:g}: give a positive number")
+        loaded = own_recipe(
+            start or "fast",
+            data,
+            name=name,
+            minutes=minutes,
+            counts_per_electron=counts_per_electron,
+            offset_counts=offset_counts,
+            check=check,
+            reduce=reduce,
+        )
+        # The folder of the run may be another data's.
+        resume = False
+    else:
+        assert recipe is not None
+        loaded = load_recipe(recipe)
+    folder = out or Path(".train") / loaded.name
+    said = None if json_ else _train_progress
+    if loaded.own is not None:
+        _train_on_own(loaded, folder, to, resume, device, devices, said, json_)
+        return
+    from tem_live.models.lightning_run import fit
+
+    path = fit(loaded, folder, resume=resume, device=device, devices=devices, progress=said)
     if sys.stderr.isatty():
         typer.echo(err=True)
+    if json_:
+        _print({"name": loaded.name, "weights": str(path)}, True)
+        return
     typer.echo(f"weights: {path}")
+
+
+def _train_on_own(
+    recipe: Recipe,
+    folder: Path,
+    to: Path | None,
+    resume: bool,
+    device: str,
+    devices: int,
+    said: Callable[[Progress], None] | None,
+    json_: bool,
+) -> None:
+    from tem_live.models.finetune import finetune
+
+    outcome = finetune(
+        recipe, folder, target=to, resume=resume, device=device, devices=devices, progress=said
+    )
+    if json_:
+        _print(outcome.as_dict(), True)
+        return
+    if sys.stderr.isatty():
+        typer.echo(err=True)
+    for warning in outcome.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(outcome.message())
+    typer.echo(f"weights: {outcome.path or outcome.weights}")
+
+
+@capture_app.command("pairs")
+def capture_pairs(
+    short_s: Annotated[float, typer.Option("--short-s", help="Short exposure in seconds.")],
+    long_s: Annotated[float, typer.Option("--long-s", help="Long exposure in seconds.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    pairs: Annotated[int, typer.Option("-n", "--pairs", help="How many.")] = 10,
+    summed: Annotated[
+        bool, typer.Option("--summed", help="Long ones as sums of registered short ones.")
+    ] = False,
+    profile: ProfileOption = "sim",
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Take pairs of short and long exposures to train a restorer with; states the dose first."""
+    from tem_live import capture
+    from tem_live.session import Session
+
+    plan = capture.Plan(short_s, long_s, pairs, summed)
+
+    def told(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            typer.echo(f"\r{done}/{total} pairs   ", nl=done >= total, err=True)
+
+    with Session(_load(profile, _overrides(set_, "none"))) as session:
+        typer.echo(plan.dose_text(session.state), err=True)
+        taken = capture.capture_pairs(session, plan, out, progress=told)
+    _print(taken.as_dict(), json_)
 
 
 @app.command()
