@@ -533,7 +533,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)
     # pyjavaz registers one for each image; this process ends without them.
-    atexit.register = _forget
+    atexit.register = _forget  # type: ignore[assignment]
     lock = threading.Lock()
 
     def say(message: dict[str, Any]) -> None:

@@ -112,7 +112,9 @@ class Link:
         self._gone = False
         self._why = ""
         self.frames: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        flags = subprocess.CREATE_NO_WINDOW if sys.platform == "win32" else 0
+        flags = 0
+        if sys.platform == "win32":
+            flags = subprocess.CREATE_NO_WINDOW
         # A group of its own: Ctrl+C on the terminal is for the program, which ends in order.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tem_live.drivers.pycromanager_child"],
