@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tem_live.models.scenes import random_scene
+from tem_live.models.scenes_extra import bank_name, recipe_scene
 from tem_live.models.training import Recipe
 
 __all__ = ["scene_file"]
@@ -21,15 +21,18 @@ _log = logging.getLogger(__name__)
 _TOGETHER = 32
 
 
-def _scenes(seed: int, first: int, count: int, size: int) -> npt.NDArray[np.float16]:
-    made = [random_scene(np.random.default_rng([seed, first + i]), size) for i in range(count)]
+def _scenes(
+    seed: int, first: int, count: int, size: int, extra: dict[str, float]
+) -> npt.NDArray[np.float16]:
+    rngs = [np.random.default_rng([seed, first + i]) for i in range(count)]
+    made = [recipe_scene(rng, size, extra) for rng in rngs]
     return np.asarray(made, dtype=np.float16)
 
 
 def scene_file(recipe: Recipe, folder: Path, processes: int | None = None) -> Path:
     """Generate the bank of clean scenes, or find the one of an earlier run.
 
-    The scenes are those of `tem_live.models.scenes.scene_bank`: the same for the same seed,
+    The scenes are those of `tem_live.models.scenes_extra.recipe_scene`: the same for the same seed,
     however many processes make them.
 
     Parameters
@@ -47,7 +50,7 @@ def scene_file(recipe: Recipe, folder: Path, processes: int | None = None) -> Pa
         float16 (scenes, S, S), .npy.
     """
     data = recipe.data
-    path = folder / f"scenes-{recipe.seed}-{data.scenes}-{data.scene_px}.npy"
+    path = folder / bank_name(recipe.seed, data.scenes, data.scene_px, data.extra_scenes)
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,13 @@ def scene_file(recipe: Recipe, folder: Path, processes: int | None = None) -> Pa
     shape = (data.scenes, data.scene_px, data.scene_px)
     bank = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
     tasks = [
-        (recipe.seed, first, min(_TOGETHER, data.scenes - first), data.scene_px)
+        (
+            recipe.seed,
+            first,
+            min(_TOGETHER, data.scenes - first),
+            data.scene_px,
+            data.extra_scenes,
+        )
         for first in range(0, data.scenes, _TOGETHER)
     ]
     processes = min(processes or os.cpu_count() or 1, len(tasks))

@@ -1,0 +1,248 @@
+"""Further specimens to train on, which a recipe asks for by name (``extra_scenes``).
+
+They stand apart from `tem_live.models.scenes` so that the scenes of earlier recipes stay the same
+number by number. Each generator takes a `numpy.random.Generator` and a size and returns a float32
+(size, size) transmitted intensity, positive, in arbitrary units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from tem_live.errors import InputError
+from tem_live.models.scenes import random_scene
+
+__all__ = ["EXTRA_GENERATORS", "bank_name", "cells", "multislice", "recipe_scene"]
+
+Array = npt.NDArray[np.float32]
+Rng = np.random.Generator
+
+
+def _smooth(rng: Rng, size: int, length_px: float) -> Array:
+    """Gaussian random field of this correlation length and unit variance, periodic."""
+    white = rng.standard_normal((size, size), dtype=np.float32)
+    field = ndimage.gaussian_filter(white, length_px, mode="wrap")
+    return np.asarray(field / max(float(field.std()), 1e-6), dtype=np.float32)
+
+
+def cells(rng: Rng, size: int) -> Array:
+    """Part of a cell in a stained section: nucleus, mitochondria with cristae, vesicles, ribosomes.
+
+    Membranes are pairs of dark lines (two leaflets) or, where the section is coarse, single ones.
+    """
+    y, x = (a.astype(np.float32) for a in np.mgrid[0:size, 0:size])
+    pixel = float(np.exp(rng.uniform(np.log(0.5), np.log(2.5))))
+    leaflet = 3.0 / pixel  # half of the distance of the leaflets, in pixels
+    width = max(1.6 / pixel, 0.6)
+    ground = 0.06 * _smooth(rng, size, rng.uniform(2.0, 5.0))
+    ground += 0.05 * _smooth(rng, size, rng.uniform(12.0, 40.0))
+    stain = np.asarray(ground, dtype=np.float32)
+
+    def membrane(distance: Array, depth: float) -> Array:
+        if leaflet < 1.5:
+            line = np.exp(-((distance / (width + leaflet)) ** 2))
+        else:
+            line = np.exp(-(((np.abs(distance) - leaflet) / width) ** 2))
+        return np.asarray(depth * line, dtype=np.float32)
+
+    def blob(radius: float) -> tuple[Array, float, float, float]:
+        """Signed distance to a bent ellipse, its centre and its angle."""
+        cy, cx, turn = rng.uniform(0, size), rng.uniform(0, size), rng.uniform(0, np.pi)
+        long = float(np.exp(rng.uniform(0.0, 0.7)))
+        u = np.cos(turn) * (x - cx) + np.sin(turn) * (y - cy)
+        v = np.cos(turn) * (y - cy) - np.sin(turn) * (x - cx)
+        around = np.arctan2(v, u)
+        bend = 1.0 + 0.06 * np.cos(2 * around + rng.uniform(0, 6)) + 0.04 * np.cos(3 * around)
+        distance = np.hypot(u / long, v * long) - radius * bend
+        return np.asarray(distance, dtype=np.float32), cy, cx, turn
+
+    depth = rng.uniform(0.15, 0.6)
+    if rng.random() < 0.5:
+        radius = rng.uniform(0.4, 0.9) * size
+        distance, *_ = blob(radius)
+        inside = distance < -2 * leaflet
+        chromatin = _smooth(rng, size, rng.uniform(6.0, 20.0))
+        stain += np.where(inside, 0.25 * depth * (chromatin > 0.4), 0.0)
+        gap = 12.0 / pixel
+        stain += membrane(distance, depth) + membrane(distance + gap, depth)
+    for _ in range(int(rng.integers(0, 5))):
+        radius = rng.uniform(100.0, 250.0) / pixel
+        distance, _, _, turn = blob(radius)
+        inside = distance < -14.0 / pixel
+        stain += np.where(distance < 0, 0.2 * depth, 0.0)
+        stain += membrane(distance, depth) + membrane(distance + 14.0 / pixel, depth)
+        # Cristae: folds across the inner membrane, bent a little and broken here and there.
+        across = np.cos(turn) * x + np.sin(turn) * y + 3.0 * _smooth(rng, size, 12.0)
+        pitch = rng.uniform(25.0, 45.0) / pixel
+        fold = (across + pitch / 2) % pitch - pitch / 2
+        whole = _smooth(rng, size, 15.0) > -0.4
+        stain += np.where(inside & whole, membrane(np.asarray(fold), 0.8 * depth), 0.0)
+    for _ in range(int(rng.integers(2, 30))):
+        radius = rng.uniform(18.0, 60.0) / pixel
+        distance, *_ = blob(radius)
+        stain += membrane(distance, depth)
+        stain += np.where(distance < -leaflet, rng.choice([-0.05, 0.1, 0.3]) * depth, 0.0)
+    # Ribosomes: 20 nm grains, alone or crowded where a slow field is high.
+    crowd = np.exp(rng.uniform(0.0, 1.5) * _smooth(rng, size, 25.0))
+    share = rng.uniform(0.0, 0.15) / max(10.0 / pixel, 1.0) ** 2
+    grains = (rng.random((size, size)) < share * crowd / crowd.mean()).astype(np.float32)
+    grain = ndimage.gaussian_filter(grains, max(7.0 / pixel, 0.7))
+    stain += 0.8 * depth * grain * 2.0 * np.pi * max(7.0 / pixel, 0.7) ** 2
+    image = np.exp(-np.clip(stain, -0.5, 4.0))
+    return np.asarray(ndimage.gaussian_filter(image, rng.uniform(0.4, 1.0)), dtype=np.float32)
+
+
+# Cubic crystals: constant in nm/10 (angstrom, as abTEM counts), and atoms in the cell.
+_CRYSTALS: dict[str, tuple[float, tuple[tuple[str, tuple[float, float, float]], ...]]] = {
+    "gold": (4.08, tuple(
+        ("Au", at) for at in ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))
+    )),
+    "silicon": (5.43, tuple(
+        ("Si", (a + d, b + d, c + d))
+        for a, b, c in ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))
+        for d in (0.0, 0.25)
+    )),
+    "strontium titanate": (3.905, (
+        ("Sr", (0, 0, 0)), ("Ti", (0.5, 0.5, 0.5)),
+        ("O", (0.5, 0.5, 0)), ("O", (0.5, 0, 0.5)), ("O", (0, 0.5, 0.5)),
+    )),
+    "magnesia": (4.21, tuple(
+        (element, (a + d, b, c))
+        for element, d in (("Mg", 0.0), ("O", 0.5))
+        for a, b, c in ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))
+    )),
+}  # fmt: skip
+
+
+def multislice(rng: Rng, size: int) -> Array:
+    """A thin crystal with an edge, imaged by phase contrast: multislice of abTEM.
+
+    Madsen & Susi, Open Research Europe 1, 24 (2021). A cubic crystal near one of its low zone axes
+    with thermal displacements, vacancies, an edge and carbon around it, 1 to 5 nm thick, at 80 to
+    300 kV; independent atoms (Lobato & Van Dyck), defocus, spherical aberration and focal spread.
+    Takes seconds at 128 px, the first time more than half a minute.
+
+    Raises
+    ------
+    InputError
+        abTEM is not installed.
+    """
+    try:
+        import abtem
+        import ase
+    except ImportError as error:
+        raise InputError(
+            "abTEM is not installed; pip install 'tem-live[multislice]', or leave multislice out "
+            "of extra_scenes"
+        ) from error
+
+    pixel = rng.uniform(0.18, 0.5)
+    # Columns at the cut edges of the box scatter into it from the other side: cropped away.
+    margin = 12
+    box = (size + 2 * margin) * pixel
+    thickness = rng.uniform(10.0, 50.0)
+    positions, elements = _crystal(rng, box, thickness)
+    carbon = int(rng.choice([0.0, 0.02, 0.06]) * box * box * 20.0)
+    where = rng.random((carbon, 3)) * (box, box, 20.0)
+    positions = np.concatenate([positions, where])
+    symbols = [*elements, *(["C"] * carbon)]
+    depth = max(thickness, 20.0) + 2.0
+    positions = positions + np.array([0.0, 0.0, 1.0])
+    atoms = ase.Atoms(symbols, positions=positions, cell=(box, box, depth), pbc=True)
+    fine = size + 2 * margin
+    # The grid must reach the angles that are scattered to: 0.13 angstrom or finer.
+    grid = fine * int(np.ceil(pixel / 0.13))
+    with abtem.config.set({"diagnostics.progress_bar": False, "dask.lazy": False}):
+        potential = abtem.Potential(atoms, gpts=(grid, grid), slice_thickness=2.0)
+        wave = abtem.PlaneWave(energy=float(rng.choice([80e3, 200e3, 300e3])))
+        ctf = {
+            "defocus": float(rng.uniform(-200.0, 400.0)),
+            "Cs": float(rng.choice([-1e5, 0.0, 1e5, 1e7])),
+            "focal_spread": float(rng.uniform(20.0, 60.0)),
+            "semiangle_cutoff": float(rng.uniform(15.0, 30.0)),
+        }
+        image = wave.multislice(potential).apply_ctf(**ctf).intensity().array
+    step = grid // fine
+    binned = np.asarray(image, dtype=np.float32).reshape(fine, step, fine, step).mean(axis=(1, 3))
+    middle = binned[margin : margin + size, margin : margin + size]
+    return np.asarray(np.maximum(middle, 0.0), dtype=np.float32)
+
+
+def _crystal(rng: Rng, box: float, thickness: float) -> tuple[npt.NDArray[np.float64], list[str]]:
+    """Atoms of a crystal that fills a part of the box, in angstrom."""
+    constant, basis = _CRYSTALS[str(rng.choice(list(_CRYSTALS)))]
+    axis = np.array([(0, 0, 1), (1, 1, 0), (1, 1, 1)][int(rng.integers(3))], dtype=np.float64)
+    axis /= np.linalg.norm(axis)
+    first = np.cross(axis, (0.31, -0.87, 0.12))
+    first /= np.linalg.norm(first)
+    turn = np.stack([first, np.cross(axis, first), axis])
+    angle, tilt = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(0.0, 1.0))
+    c, s = np.cos(angle), np.sin(angle)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ turn
+    turn = (
+        np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+        @ turn
+    )
+    reach = int(np.ceil(np.sqrt(0.5 * box**2 + 0.25 * thickness**2) / constant)) + 1
+    cell = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1)
+    cell = cell.reshape(-1, 3)
+    # A region of the frame: beyond a line, or an island.
+    if rng.random() < 0.6:
+        way = rng.uniform(0, 2 * np.pi)
+        offset = rng.uniform(-0.3, 0.5) * box
+    else:
+        way, offset = None, rng.uniform(0.25, 0.5) * box
+    places, elements = [], []
+    for element, at in basis:
+        found = (cell + np.asarray(at)) * constant @ turn.T
+        flat = found[:, :2]
+        if way is None:
+            inside = np.hypot(flat[:, 0], flat[:, 1]) < offset
+        else:
+            inside = flat @ np.array([np.cos(way), np.sin(way)]) < offset
+        inside &= (np.abs(flat) < box / 2).all(axis=1) & (np.abs(found[:, 2]) < thickness / 2)
+        inside &= rng.random(len(found)) > 0.01
+        places.append(found[inside])
+        elements += [element] * int(inside.sum())
+    atoms = np.concatenate(places) + np.array([box / 2, box / 2, thickness / 2])
+    return atoms + rng.normal(0.0, 0.07, atoms.shape), elements
+
+
+EXTRA_GENERATORS: dict[str, Callable[[Rng, int], Array]] = {
+    "cells": cells,
+    "multislice": multislice,
+}
+"""Generators by the name that a recipe's ``extra_scenes`` uses."""
+
+
+def recipe_scene(rng: Rng, size: int, extra: Mapping[str, float]) -> Array:
+    """Return one clean scene of a recipe, float32 (size, size), mean 1, nowhere negative.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Where randomness comes from.
+    size : int
+        Side in pixels.
+    extra : mapping of str to float
+        Share of each of `EXTRA_GENERATORS`; the rest, and all where it is empty, are those of
+        `tem_live.models.scenes.random_scene`.
+    """
+    if extra:
+        draw = rng.random()
+        for name, share in extra.items():
+            if draw < share:
+                image = np.maximum(EXTRA_GENERATORS[name](rng, size), 0.0)
+                return np.asarray(image / max(float(image.mean()), 1e-3), dtype=np.float32)
+            draw -= share
+    return random_scene(rng, size)
+
+
+def bank_name(seed: int, count: int, size: int, extra: Mapping[str, float]) -> str:
+    """Name of the file that keeps such scenes: another one for other scenes."""
+    kinds = "".join(f"-{name}{share:g}" for name, share in extra.items())
+    return f"scenes-{seed}-{count}-{size}{kinds}.npy"

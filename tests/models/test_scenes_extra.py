@@ -1,0 +1,101 @@
+"""Scenes that a recipe asks for by name, and that earlier recipes know nothing of."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tem_live.errors import InputError
+from tem_live.models import data_scenes, scenes, scenes_extra, training
+from tests.models.test_training import RECIPE
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cells_are_scenes(seed: int) -> None:
+    image = scenes_extra.cells(np.random.default_rng(seed), 96)
+    assert image.shape == (96, 96)
+    assert image.dtype == np.float32
+    assert np.isfinite(image).all()
+    assert image.min() > 0.0
+    assert 0.01 < image.std() / image.mean() < 1.0
+    np.testing.assert_array_equal(image, scenes_extra.cells(np.random.default_rng(seed), 96))
+
+
+def test_multislice_is_a_crystal() -> None:
+    """Needs abTEM, which is an extra: ``pip install 'tem-live[multislice]'``."""
+    pytest.importorskip("abtem")
+    image = scenes_extra.multislice(np.random.default_rng(2), 64)
+    assert image.shape == (64, 64)
+    assert image.dtype == np.float32
+    assert np.isfinite(image).all()
+    assert image.min() >= 0.0
+    assert 0.02 < image.std() / image.mean() < 1.0
+    np.testing.assert_array_equal(image, scenes_extra.multislice(np.random.default_rng(2), 64))
+
+
+def test_multislice_without_abtem_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "abtem", None)
+    with pytest.raises(InputError, match=r"tem-live\[multislice\]"):
+        scenes_extra.multislice(np.random.default_rng(0), 64)
+
+
+def test_without_the_key_nothing_changes() -> None:
+    ours = scenes_extra.recipe_scene(np.random.default_rng([5, 3]), 64, {})
+    np.testing.assert_array_equal(ours, scenes.random_scene(np.random.default_rng([5, 3]), 64))
+    assert scenes_extra.bank_name(5, 9, 64, {}) == "scenes-5-9-64.npy"
+
+
+def test_shares_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {"cells": 0, "multislice": 0, "others": 0}
+
+    def count(name: str) -> object:
+        def generator(rng: np.random.Generator, size: int) -> np.ndarray:
+            drawn[name] += 1
+            return np.full((size, size), 3.0, np.float32)
+
+        return generator
+
+    for name in ("cells", "multislice"):
+        monkeypatch.setitem(scenes_extra.EXTRA_GENERATORS, name, count(name))
+    monkeypatch.setattr(scenes_extra, "random_scene", count("others"))
+    for i in range(400):
+        share = {"cells": 0.3, "multislice": 0.1}
+        image = scenes_extra.recipe_scene(np.random.default_rng(i), 8, share)
+        assert image.mean() in (1.0, 3.0)
+    assert drawn["cells"] == pytest.approx(120, abs=40)
+    assert drawn["multislice"] == pytest.approx(40, abs=25)
+    assert drawn["others"] == pytest.approx(240, abs=50)
+
+
+def recipe(tmp_path: Path, line: str) -> training.Recipe:
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE.replace("scenes = 4", f"scenes = 4\n{line}"), encoding="utf-8")
+    return training.load_recipe(path)
+
+
+def test_recipe_with_cells(tmp_path: Path) -> None:
+    mine = recipe(tmp_path, "extra_scenes = { cells = 1.0 }")
+    path = data_scenes.scene_file(mine, tmp_path, processes=1)
+    bank = np.load(path)
+    assert path.name == "scenes-3-4-64-cells1.npy"
+    expected = scenes_extra.recipe_scene(np.random.default_rng([3, 2]), 64, {"cells": 1.0})
+    np.testing.assert_array_equal(bank[2], expected.astype(np.float16))
+    plain = np.load(data_scenes.scene_file(recipe(tmp_path, ""), tmp_path, processes=1))
+    np.testing.assert_array_equal(plain, scenes.scene_bank(4, 64, 3))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("extra_scenes = { cats = 0.1 }", "'cats'"),
+        ("extra_scenes = { cells = 0.7, multislice = 0.6 }", "more than 1"),
+        ("extra_scenes = { cells = -0.1 }", "greater than or equal"),
+    ],
+)
+def test_wrong_shares_are_refused(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        recipe(tmp_path, line)
+    assert "\n" not in str(caught.value)
