@@ -113,6 +113,7 @@ class OwnRecipe(_Strict):
 
     folder: str
     kind: Literal["auto", "pairs", "series", "frame"] = "auto"
+    check: str | None = Field(default=None, description="another frame of the same place")
     counts_per_electron: float | None = Field(default=None, gt=0.0)
     offset_counts: float = 0.0
     reduce: int = Field(default=1, ge=1, description="pixels of a side that become one")
