@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -58,7 +59,12 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         per second over those of the networks of Katsuno et al. 2021 and Lobato et al. 2023 on
         this machine, random weights; null where one would take minutes), ``ceiling_gmac_s``
         (products of a large float32 matrix product), ``ceiling_fraction`` (share of these that
-        the model's convolutions reach; null for a model without).
+        the model's convolutions reach, counted as in float32; null for a model without),
+        ``precision`` (what the model computes in), ``peers_skipped`` (peers that would take
+        minutes, with the ms that were expected of a frame), ``recorded_fps`` (as
+        ``end_to_end_fps``, raw and restored frames being recorded) and ``allocations_per_frame``
+        of the restorer: ``page_faults`` (null on Windows; 0 where memory is used again) and
+        ``torch_bytes``.
     """
     overrides = [
         f"camera.sensor_height_px={size}",
@@ -67,11 +73,14 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         f"restorer.model={model}",
     ]
     profile = load_profile("sim", overrides)
-    stages, restore_fps, gmac = _stages(profile, size)
-    fps = {model: restore_fps, **_peers_fps(size, profile.restorer.device)}
+    stages, restore_fps, gmac, about = _stages(profile, size)
+    peers, skipped = _peers_fps(size, profile.restorer.device)
+    fps = {model: restore_fps, **peers}
     ceiling = _ceiling_gmac_s(profile.restorer.device)
     # The simulated camera runs on the same processor.
     end_to_end, trial = _end_to_end(overrides, 1.1 / (1.0 / restore_fps + 5e-4 * stages["driver"]))
+    with tempfile.TemporaryDirectory() as folder:
+        recorded, _ = _end_to_end(overrides, end_to_end or 0.5 * restore_fps, Path(folder))
     return {
         "machine": _machine(),
         "size": size,
@@ -79,7 +88,10 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         "model": model,
         "stages_ms": {name: round(value, 3) for name, value in stages.items()},
         "restore_fps": {name: rate and round(rate, 3) for name, rate in fps.items()},
+        **about,
+        "peers_skipped": skipped,
         "end_to_end_fps": end_to_end,
+        "recorded_fps": recorded,
         "latency_ms_p50": trial["latency_ms_p50"],
         "latency_ms_p99": trial["latency_ms_p99"],
         "dropped_raw": trial["dropped_raw"],
@@ -91,7 +103,10 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
     }
 
 
-def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, float | None]:
+def _stages(
+    profile: Profile, size: int
+) -> tuple[dict[str, float], float, float | None, dict[str, Any]]:
+    from tem_live.bench_scaling import display_work
     from tem_live.models import load_restorer
     from tem_live.recording import Recorder
 
@@ -120,7 +135,8 @@ def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, float
             backend.finish()
 
     def analyse() -> None:
-        drift.update(backend.download(slot.electrons), backend.download(slot.restored))
+        with backend.compute():
+            drift.update(slot.electrons, slot.restored, backend.download)
 
     stages = {
         "driver": driver_ms,
@@ -131,6 +147,9 @@ def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, float
         "download": _median_ms(lambda: backend.download(slot.restored)),
     }
     restored = backend.download(slot.restored)
+    stages["display"] = _median_ms(
+        display_work(slot.host, backend.download(slot.electrons), restored)
+    )
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(Path(folder) / "bench.zarr", {})
         recorder.start((size, size), slot.host.dtype, 0.1, 0.05)
@@ -143,12 +162,44 @@ def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, float
 
         stages["record"] = _median_ms(record)
         recorder.close()
+    about = {
+        "precision": restorer.precision,
+        "allocations_per_frame": {
+            "page_faults": _page_faults(restore),
+            "torch_bytes": _torch_bytes(restore),
+        },
+    }
     ring.release(slot)
-    return stages, _restore_fps(restorer, ring, stages["restore"]), restorer.gmac((size, size))
+    fps = _restore_fps(restorer, ring, stages["restore"])
+    return stages, fps, restorer.gmac((size, size)), about
 
 
-def _peers_fps(size: int, device: str) -> dict[str, float | None]:
-    """Frames per second of the networks of the two papers, as they would run in the pipeline."""
+def _page_faults(work: Callable[[], object], repeats: int = 5) -> float | None:
+    """Pages that the system has to hand out anew with each call; None where it does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(repeats):
+        work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / repeats
+
+
+def _torch_bytes(work: Callable[[], object]) -> int:
+    """Bytes of host memory that torch asks its allocator for in one call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    return sum(max(0, event.self_cpu_memory_usage) for event in seen.events() or ())
+
+
+def _peers_fps(size: int, device: str) -> tuple[dict[str, float | None], dict[str, float]]:
+    """Frames per second of the networks of the two papers, as they would run in the pipeline.
+
+    And the expected ms of a frame of those that are too slow to wait for.
+    """
     from tem_live.models import ModelCard
     from tem_live.models.cgrdn import CGRDN, CgrdnRestorer
     from tem_live.models.restorers import resolve_device
@@ -161,11 +212,15 @@ def _peers_fps(size: int, device: str) -> dict[str, float | None]:
     }
     ring = FrameRing(open_backend(place), 4, (size, size), np.dtype(np.uint16))
     fps: dict[str, float | None] = {}
+    skipped: dict[str, float] = {}
     for name in PEERS:
         restorer = makers[name](ModelCard(name=name, title=name, kind="network", noise="any"))
         one_ms = _first_ms(restorer, ring)
-        fps[name] = _restore_fps(restorer, ring, one_ms) if one_ms < SLOWEST_MS else None
-    return fps
+        if one_ms < SLOWEST_MS:
+            fps[name] = _restore_fps(restorer, ring, one_ms)
+        else:
+            fps[name], skipped[name] = None, round(one_ms)
+    return fps, skipped
 
 
 def _first_ms(restorer: Restorer, ring: FrameRing) -> float:
@@ -253,10 +308,12 @@ def _driver_ms(profile: Profile, slot: Slot) -> float:
         camera.close()
 
 
-def _end_to_end(overrides: list[str], ceiling_fps: float) -> tuple[float | None, dict[str, Any]]:
+def _end_to_end(
+    overrides: list[str], ceiling_fps: float, record: Path | None = None
+) -> tuple[float | None, dict[str, Any]]:
     rate = ceiling_fps
     while True:
-        trial = _trial(overrides, rate)
+        trial = _trial(overrides, rate, record)
         if trial["all_restored"]:
             return round(rate, 2), trial
         if rate < 0.1:
@@ -264,10 +321,12 @@ def _end_to_end(overrides: list[str], ceiling_fps: float) -> tuple[float | None,
         rate *= 0.9
 
 
-def _trial(overrides: list[str], rate_fps: float) -> dict[str, Any]:
+def _trial(overrides: list[str], rate_fps: float, record: Path | None) -> dict[str, Any]:
     frames = max(8, round(TRIAL_S * rate_fps))
     profile = load_profile("sim", [*overrides, f"camera.exposure_s={1 / rate_fps}"])
     with Session(profile) as session:
+        if record is not None:
+            session.record(Path(tempfile.mkdtemp(dir=record)) / "run.zarr")
         session.start(frames)
         session.wait()
         stats = session.stats()

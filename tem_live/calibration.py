@@ -197,9 +197,9 @@ class Calibrator:
     ) -> None:
         self._xp = xp
         self._on_host = "cupy" not in xp.__name__
-        self._dark = np.float32(offset_counts) if dark is None else xp.asarray(dark)
+        self._dark: Any = np.float32(offset_counts) if dark is None else xp.asarray(dark)
         scale = np.float32(1.0 / counts_per_electron)
-        self._scale = scale if gain is None else xp.asarray(gain) * scale
+        self._scale: Any = scale if gain is None else xp.asarray(gain) * scale
         defects = find_defects(dark, gain) if replace_defects else None
         self.defects = 0 if defects is None else int(defects.sum())
         self._patches = _patches(xp, defects) if defects is not None and self.defects else None

@@ -1,0 +1,233 @@
+"""What a frame costs against its size: what ``tem-live bench --sizes`` measures and draws."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+LONGEST_S = 4.0
+"""Repeats of one measurement end after this."""
+MOST_REPEATS = 15
+SLOWEST_S = 90.0
+"""A size that is expected to take longer for one frame is left out and named."""
+
+
+class Cost(TypedDict):
+    """One size. ``cpu_ns_per_px`` is of the restorer."""
+
+    size: int
+    stages_ms: dict[str, float]
+    stages_cpu_ms: dict[str, float]
+    ns_per_px: float
+    cpu_ns_per_px: float
+
+
+def cost_by_size(sizes: Sequence[int], device: str, model: str) -> dict[str, Any]:
+    """Measure calibration, restorer, drift, display and recording at several sizes.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Sides of the square frames in pixels.
+    device : str
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    model : str
+        Restorer.
+
+    Returns
+    -------
+    dict
+        ``device``, ``model``, ``precision``, ``costs`` (one `Cost` a size: the best of some
+        repeats, by the clock and in time of the processor, all cores added; the second means more
+        where other programs run) and ``left_out`` (sizes that would take too long, with the
+        seconds that were expected of one frame).
+    """
+    from tem_live.models import load_restorer
+
+    restorer = load_restorer(model, device=device)
+    costs: list[Cost] = []
+    left_out: dict[str, float] = {}
+    per_px = 0.0
+    for size in sorted(sizes):
+        expected_s = per_px * size**2
+        if expected_s > SLOWEST_S:
+            left_out[str(size)] = round(expected_s, 1)
+            continue
+        wall, cpu = _stages(size, restorer)
+        per_px = wall["restore"] / 1e3 / size**2
+        costs.append(
+            {
+                "size": size,
+                "stages_ms": {name: round(value, 3) for name, value in wall.items()},
+                "stages_cpu_ms": {name: round(value, 3) for name, value in cpu.items()},
+                "ns_per_px": round(1e6 * wall["restore"] / size**2, 2),
+                "cpu_ns_per_px": round(1e6 * cpu["restore"] / size**2, 2),
+            }
+        )
+    return {
+        "device": str(restorer.device),
+        "model": model,
+        "precision": restorer.precision,
+        "costs": costs,
+        "left_out": left_out,
+    }
+
+
+def _stages(size: int, restorer: Any) -> tuple[dict[str, float], dict[str, float]]:
+    from tem_live.analysis import DriftEstimator
+    from tem_live.calibration import Calibrator
+    from tem_live.frames import FrameRing, open_backend
+
+    backend = open_backend(str(restorer.device))
+    ring = FrameRing(backend, 1, (size, size), np.dtype(np.uint16))
+    slot = ring.acquire()
+    assert slot is not None
+    electrons = np.random.default_rng(1).poisson(5.0, (min(size, 1024),) * 2)
+    tiles = -(-size // electrons.shape[0])
+    slot.host[...] = np.tile(100 + 40 * electrons, (tiles, tiles))[:size, :size]
+    backend.upload(slot.host, slot.raw)
+    calibrator = Calibrator(backend.xp, (size, size), 40.0, 100.0, xray_sigma=8.0)
+    drift = DriftEstimator()
+
+    def calibrate() -> None:
+        with backend.compute():
+            calibrator.apply(slot.raw, slot.electrons)
+        backend.finish()
+
+    def restore() -> None:
+        with backend.compute():
+            restorer.restore(slot.torch_electrons, out=slot.torch_restored)
+        backend.finish()
+
+    def analyse() -> None:
+        with backend.compute():
+            drift.update(slot.electrons, slot.restored, backend.download)
+
+    works: dict[str, Callable[[], object]] = {
+        "calibrate": calibrate,
+        "restore": restore,
+        "analyse": analyse,
+        "display": display_work(
+            slot.host, backend.download(slot.electrons), backend.download(slot.restored)
+        ),
+    }
+    wall: dict[str, float] = {}
+    cpu: dict[str, float] = {}
+    for name, work in works.items():
+        wall[name], cpu[name] = _best_ms(work)
+    return wall, cpu
+
+
+def display_work(raw: Any, electrons: Any, restored: Any) -> Callable[[], object]:
+    """What the window's worker does with a frame: levels, histograms and bytes of both panes.
+
+    Frames that are wider than a pane of 600 px are shrunk as the window shrinks them; power
+    spectra and line profile are off.
+    """
+    from tem_live.gui.models.render import PaneLevels, RenderRequest, render
+    from tem_live.state import Frame, FrameInfo
+
+    info = FrameInfo(
+        frame_id=0,
+        sequence=0,
+        host_time_s=0.0,
+        exposure_s=0.05,
+        binning=1,
+        pixel_size_nm=0.1,
+        counts_per_electron=40.0,
+    )
+    frame = Frame(raw=raw, electrons=electrons, restored=restored, meta=info)
+    levels = PaneLevels(auto=True, low=0.0, high=10.0, low_percent=0.5, high_percent=99.5)
+    request = RenderRequest(0, levels, levels, shrink=max(1, raw.shape[0] // 600))
+    return lambda: render(frame, request)
+
+
+def _best_ms(work: Callable[[], object]) -> tuple[float, float]:
+    work()
+    began = time.perf_counter()
+    wall: list[float] = []
+    cpu: list[float] = []
+    while len(wall) < MOST_REPEATS and (len(wall) < 2 or time.perf_counter() - began < LONGEST_S):
+        wall_before, cpu_before = time.perf_counter(), time.process_time()
+        work()
+        wall.append(time.perf_counter() - wall_before)
+        cpu.append(time.process_time() - cpu_before)
+    return 1e3 * min(wall), 1e3 * min(cpu)
+
+
+# ---------------------------------------------------------------------------------------- drawing
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 400, 80, 60
+_COLOURS = {
+    "restore": "#c0392b",
+    "calibrate": "#2471a3",
+    "analyse": "#1e8449",
+    "display": "#7d3c98",
+}
+
+
+def draw(measured: dict[str, Any], path: Path) -> Path:
+    """Write a plot of processor time per pixel against size as SVG, both axes logarithmic."""
+    costs: list[Cost] = measured["costs"]
+    sizes = [cost["size"] for cost in costs]
+    lines = {
+        name: [1e6 * cost["stages_cpu_ms"][name] / cost["size"] ** 2 for cost in costs]
+        for name in _COLOURS
+    }
+    values = [value for line in lines.values() for value in line if value > 0]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    first, last = math.log2(min(sizes)), math.log2(max(sizes))
+
+    def x(size: float) -> float:
+        return _LEFT + (_WIDTH - _LEFT - 100) * (math.log2(size) - first) / max(last - first, 1e-9)
+
+    def y(value: float) -> float:
+        share = (math.log10(max(value, 10.0**low)) - low) / max(high - low, 1)
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - 20) * share
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
+    ]
+    for decade in range(low, high + 1):
+        at = y(10.0**decade)
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - 100}" y1="{at:.1f}" y2="{at:.1f}" stroke="#ddd"/>'
+        )
+        parts.append(
+            f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{10.0**decade:g}</text>'
+        )
+    for size in sizes:
+        parts.append(
+            f'<text x="{x(size):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">'
+            f"{size}</text>"
+        )
+    for name, line in lines.items():
+        points = " ".join(
+            f"{x(size):.1f},{y(value):.1f}" for size, value in zip(sizes, line, strict=True)
+        )
+        colour = _COLOURS[name]
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        )
+        parts.append(
+            f'<text x="{_WIDTH - 94}" y="{y(line[-1]) + 4:.1f}" fill="{colour}">{name}</text>'
+        )
+    parts.append(
+        f'<text x="{_LEFT}" y="{_HEIGHT - 12}">side of the frame in px; '
+        f"{measured['model']}, {measured['precision']}, {measured['device']}</text>"
+    )
+    parts.append(
+        f'<text transform="translate(18 {_HEIGHT / 2}) rotate(-90)" text-anchor="middle">'
+        "processor time in ns per px</text>"
+    )
+    parts.append("</svg>\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return path

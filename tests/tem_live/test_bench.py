@@ -1,0 +1,70 @@
+"""The benches measure what they say; no speed is asserted."""
+
+import sys
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from tem_live.bench import _page_faults, _torch_bytes
+from tem_live.bench_scaling import Cost, cost_by_size, draw
+
+
+def cost(size: int, ns_per_px: float) -> Cost:
+    ms = ns_per_px * size**2 / 1e6
+    stages = {"restore": ms, "calibrate": ms / 50, "analyse": ms / 100, "display": ms / 10}
+    return {
+        "size": size,
+        "stages_ms": stages,
+        "stages_cpu_ms": stages,
+        "ns_per_px": ns_per_px,
+        "cpu_ns_per_px": ns_per_px,
+    }
+
+
+def test_each_size_has_its_stages(monkeypatch):
+    monkeypatch.setattr("tem_live.bench_scaling.MOST_REPEATS", 2)
+    found = cost_by_size([96, 64], "cpu", "gaussian")
+    assert [row["size"] for row in found["costs"]] == [64, 96]
+    for row in found["costs"]:
+        assert set(row["stages_ms"]) == {"calibrate", "restore", "analyse", "display"}
+        assert row["ns_per_px"] == pytest.approx(
+            1e6 * row["stages_ms"]["restore"] / row["size"] ** 2, rel=0.05
+        )
+    assert found["left_out"] == {}
+
+
+def test_what_would_take_too_long_is_left_out_and_named(monkeypatch):
+    monkeypatch.setattr("tem_live.bench_scaling.MOST_REPEATS", 2)
+    monkeypatch.setattr("tem_live.bench_scaling.SLOWEST_S", 1e-9)
+    found = cost_by_size([64, 128], "cpu", "none")
+    assert [row["size"] for row in found["costs"]] == [64]
+    assert set(found["left_out"]) == {"128"}
+
+
+def test_the_plot_has_a_line_for_each_stage(tmp_path):
+    measured = {
+        "model": "fast",
+        "precision": "int8",
+        "device": "cpu",
+        "costs": [cost(256, 150.0), cost(512, 140.0), cost(1024, 300.0)],
+    }
+    root = ElementTree.parse(draw(measured, tmp_path / "new" / "cost.svg")).getroot()
+    lines = [node for node in root.iter() if node.tag.endswith("polyline")]
+    assert len(lines) == 4
+    heights = [float(pair.split(",")[1]) for pair in lines[0].get("points").split()]
+    # More is higher up, where y is smaller.
+    assert heights[1] > heights[0] > heights[2]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
+def test_fresh_memory_is_counted():
+    assert _page_faults(lambda: np.ones(16 << 20, np.float32)) > 50
+    assert _page_faults(lambda: None) < 50
+
+
+def test_bytes_of_torch_are_counted():
+    import torch
+
+    assert _torch_bytes(lambda: torch.ones(1000)) >= 4000
+    assert _torch_bytes(lambda: None) == 0
