@@ -59,8 +59,12 @@ def test_the_plot_has_a_line_for_each_stage(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
 def test_fresh_memory_is_counted():
-    assert _page_faults(lambda: np.ones(16 << 20, np.float32)) > 50
-    assert _page_faults(lambda: None) < 50
+    # In pages of 2 MiB where the system has such.
+    fresh = _page_faults(lambda: np.ones(16 << 20, np.float32))
+    none = _page_faults(lambda: None)
+    assert fresh is not None
+    assert none is not None
+    assert none + 10 < fresh
 
 
 def test_bytes_of_torch_are_counted():
