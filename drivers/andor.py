@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tem_live.drivers import native
 from tem_live.drivers.device_camera import DeviceCamera, Fetched
 from tem_live.drivers.families import Family, Vendor
+from tem_live.drivers.guarded import GuardedDevice
 from tem_live.drivers.protocols import CameraCapabilities, CameraSettings, CameraState, Roi
 from tem_live.errors import (
     DeviceError,
@@ -136,6 +137,9 @@ class AndorOptions(BaseModel):
     properties : dict
         SDK3 features to set when it is opened, by SDK3's names, such as
         ``SimplePreAmpGainControl = "16-bit (low noise & high well capacity)"``.
+    reply_timeout_s : float
+        How long the library may take for a call in the course of a run, in seconds, before it is
+        given up.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -145,6 +149,7 @@ class AndorOptions(BaseModel):
     buffer_frames: int = Field(default=16, ge=2, le=4096)
     count_by_clock: bool = True
     properties: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    reply_timeout_s: float = Field(default=5.0, gt=0, le=600)
 
 
 class AndorCamera(DeviceCamera):
@@ -162,7 +167,8 @@ class AndorCamera(DeviceCamera):
 
     def __init__(self, options: AndorOptions, load: native.Loader | None = None) -> None:
         load = load or native.loader(LIBRARY, options.library, FOLDERS, MEND)
-        super().__init__(_Atcore(options, load), "the Andor camera")
+        device = GuardedDevice(_Atcore(options, load), "Andor's SDK3", options.reply_timeout_s)
+        super().__init__(device, "the Andor camera")
 
 
 class _Atcore:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tem_live.drivers import native
 from tem_live.drivers.device_camera import DeviceCamera, Fetched
 from tem_live.drivers.families import Family, Vendor
+from tem_live.drivers.guarded import GuardedDevice
 from tem_live.drivers.protocols import CameraCapabilities, CameraSettings, CameraState, Roi
 from tem_live.errors import DeviceError, DisconnectedError, NotConnectedError, RefusedError
 
@@ -268,6 +269,9 @@ class HamamatsuOptions(BaseModel):
     properties : dict
         DCAM properties to set when it is opened, by DCAM's names, such as ``"READOUT SPEED"``, with
         DCAM's numbers.
+    reply_timeout_s : float
+        How long the library may take for a call in the course of a run, in seconds, before it is
+        given up.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -276,6 +280,7 @@ class HamamatsuOptions(BaseModel):
     library: str | None = None
     buffer_frames: int = Field(default=32, ge=4, le=4096)
     properties: dict[str, float] = Field(default_factory=dict)
+    reply_timeout_s: float = Field(default=5.0, gt=0, le=600)
 
 
 class HamamatsuCamera(DeviceCamera):
@@ -293,7 +298,8 @@ class HamamatsuCamera(DeviceCamera):
 
     def __init__(self, options: HamamatsuOptions, load: native.Loader | None = None) -> None:
         load = load or native.loader(LIBRARY, options.library, FOLDERS, MEND)
-        super().__init__(_Dcam(options, load), "the Hamamatsu camera")
+        device = GuardedDevice(_Dcam(options, load), "DCAM", options.reply_timeout_s)
+        super().__init__(device, "the Hamamatsu camera")
 
 
 class _Dcam:

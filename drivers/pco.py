@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tem_live.drivers import native
 from tem_live.drivers.device_camera import DeviceCamera, Fetched
 from tem_live.drivers.families import Family, Vendor
+from tem_live.drivers.guarded import GuardedDevice
 from tem_live.drivers.protocols import CameraCapabilities, CameraSettings, CameraState, Roi
 from tem_live.errors import DeviceError, DisconnectedError, NotConnectedError, RefusedError
 
@@ -283,6 +284,9 @@ class PcoOptions(BaseModel):
     metadata : bool
         Have the camera number its images in the metadata behind them, where it can; otherwise
         they are counted here, and a loss is seen only where the library tells of it.
+    reply_timeout_s : float
+        How long the library may take for a call in the course of a run, in seconds, before it is
+        given up.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -290,6 +294,7 @@ class PcoOptions(BaseModel):
     library: str | None = None
     buffer_frames: int = Field(default=8, ge=2, le=_BUFFERS_AT_MOST)
     metadata: bool = True
+    reply_timeout_s: float = Field(default=5.0, gt=0, le=600)
 
 
 class PcoCamera(DeviceCamera):
@@ -307,7 +312,8 @@ class PcoCamera(DeviceCamera):
 
     def __init__(self, options: PcoOptions, load: native.Loader | None = None) -> None:
         load = load or native.loader(LIBRARY, options.library, folders(), MEND)
-        super().__init__(_PcoSdk(options, load), "the PCO camera")
+        device = GuardedDevice(_PcoSdk(options, load), "pco.sdk", options.reply_timeout_s)
+        super().__init__(device, "the PCO camera")
 
 
 class _PcoSdk:

@@ -8,6 +8,7 @@ library does: it does what its header says, as we read it.
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from typing import Any
 
@@ -30,6 +31,7 @@ class Library:
 
     def __init__(self, fake: object, prototypes: Prototypes) -> None:
         self.errors: list[BaseException] = []
+        self.hanging: dict[str, threading.Event] = {}
         for name, (result, arguments) in prototypes.items():
             method = self._noted(getattr(fake, name))
             setattr(self, name, ctypes.CFUNCTYPE(result, *arguments)(method))
@@ -37,6 +39,8 @@ class Library:
     def _noted(self, method: Any) -> Any:
         # ctypes only prints what a callback raises: the test looks at it here.
         def call(*arguments: Any) -> int:
+            if method.__name__ in self.hanging:
+                self.hanging[method.__name__].wait(20)
             try:
                 return int(method(*arguments))
             except BaseException as error:
