@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PORT = 48890
 _TAG = "tem_live:result"
-_EXIT = re.compile(r"Exit\((.*)\)\s*\Z", re.DOTALL)
+_EXIT = re.compile(r"Exit\(([^;{}\n]*)\)")
 _SCRIPT_FAILED = -999.0
 _UNKNOWN, _EXCEPTION, _LENGTH = -1, -2, -6
 _DM_CALL_EXCEPTION, _WRONG_TYPE = 3, 2
@@ -164,7 +164,7 @@ class Server:
         return int(value == _SCRIPT_FAILED), struct.pack("<d", value), b""
 
     def _evaluate(self, script: str) -> float:
-        """What a DM script that ends in ``Exit(value)`` gives, by way of a tag."""
+        """What a DM script gives by ``Exit(value)``, by way of a tag."""
         text = _EXIT.sub(
             lambda found: (
                 f'TagGroupSetTagAsDouble(GetPersistentTagGroup(), "{_TAG}", {found.group(1)})'

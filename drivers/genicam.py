@@ -326,10 +326,23 @@ class GenICamCamera:
         ):
             if link.writable(name) and value in link.entries(name) and link.get(name) != value:
                 link.set(name, value)
+        self._choose_component(link)
         self._choose_format(link)
         if options.gain is not None:
             link.set("Gain", options.gain)
         self._choose_trigger(link)
+
+    def _choose_component(self, link: Link) -> None:
+        # A camera that also measures distances or the like would send those with each image.
+        if not link.writable("ComponentSelector"):
+            return
+        components = link.entries("ComponentSelector")
+        if "Intensity" not in components:
+            return
+        for component in sorted(components, key=lambda name: name == "Intensity"):
+            link.set("ComponentSelector", component)
+            if link.writable("ComponentEnable"):
+                link.set("ComponentEnable", component == "Intensity")
 
     def _choose_format(self, link: Link) -> None:
         wanted, current = self._options.pixel_format, str(link.get("PixelFormat"))

@@ -28,6 +28,7 @@ from tem_live.errors import (
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.servers.digital_micrograph import DigitalMicrograph
 from tests.drivers.servers.gatan import IMAGE, READ_MODE, GatanServer, packed, picture
+from tests.drivers.servers.instamatic import client
 
 EXPOSURE_S = 0.01
 
@@ -412,3 +413,45 @@ def test_noise_is_no_image(noise: bytes, height: int):
     with contextlib.suppress(DisconnectedError, RefusedError):
         image = put_together(noise, (height, 16), [512])
         assert not image.done or image.pixels().shape == (height, 16)
+
+
+# ------------------------------------------------------------------------- a client of other people
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("within", ["plug-in", "plug-in in parts", "gatan_dm"])
+def test_instamatics_client_reads_the_servers(within: str, monkeypatch: pytest.MonkeyPatch):
+    # Thus the driver was tested against what speaks as others expect it, too.
+    module = client("gatansocket3", monkeypatch)
+    with contextlib.ExitStack() as stack:
+        if within == "gatan_dm":
+            running = gatan_dm.Server(0, dm=DigitalMicrograph())
+            serving = threading.Thread(target=running.run)
+            serving.start()
+            stack.callback(serving.join)
+            stack.callback(running.end)
+            port, cameras = running.port, 1
+        else:
+            chunk_bytes = 200 if within.endswith("parts") else 33554432
+            port = stack.enter_context(GatanServer(chunk_bytes=chunk_bytes)).port
+            cameras = 2
+        other = module.GatanSocket(host="127.0.0.1", port=port)
+        stack.callback(other.disconnect)
+        assert other.GetNumberOfCameras() == cameras
+        assert other.IsCameraInserted(0)
+        other.SelectCamera(0)
+        # Its GetImage trips over NumPy 2 once the pixels come; its messages are what is compared.
+        longs = (IMAGE, 384, 24, 16, 2, 1, 0, 0, 16, 24, 0, 0, 0, 0)
+        answer = module.Message(longargs=(0,) * 5)
+        other.ExchangeMessages(module.Message(longargs=longs, dblargs=(0.01, 0.0)), answer)
+        code, count, width, height, chunks = (int(n) for n in answer.array["longargs"])
+        assert (code, count, width, height) == (0, 384, 24, 16)
+        size, pixels = -(-768 // chunks), b""
+        while len(pixels) < 768:
+            if pixels and len(pixels) % size == 0:
+                other.ExchangeMessages(module.Message(longargs=(24,)))
+            pixels += other.recv_data(min(768, (len(pixels) // size + 1) * size) - len(pixels))
+        assert chunks == (4 if within.endswith("parts") else 1)
+        np.testing.assert_array_equal(
+            np.frombuffer(pixels, "<u2").reshape(16, 24), picture(0, (16, 24))
+        )

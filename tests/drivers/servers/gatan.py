@@ -123,8 +123,8 @@ class GatanServer:
         elif function == SCRIPT:
             value = self._script(rest[8:].split(b"\0")[0].decode())
             client.sendall(packed(int(value == -999.0), value))
-        elif function in (CAMERAS, VERSION):
-            client.sendall(packed(code, 2 if function == CAMERAS else 60))
+        elif function in (CAMERAS, VERSION, INSERTED):
+            client.sendall(packed(code, {CAMERAS: 2, VERSION: 60, INSERTED: 1}[function]))
         elif function == HANDSHAKE:
             pass
         else:
