@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers.checks import check_buffer, check_settings
-from tem_live.drivers.families import Family, Fields
+from tem_live.drivers.families import Family, Fields, listens
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -46,6 +46,8 @@ _PORT = 4827
 
 def _answers(fields: Fields) -> bool:
     """Whether Micro-Manager's server says its version: anything may listen on its port."""
+    if not listens(fields, port=_PORT):
+        return False
     import zmq
 
     context = zmq.Context()
