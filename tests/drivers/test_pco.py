@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -251,3 +252,17 @@ def test_without_the_library() -> None:
     with pytest.raises(NotConnectedError, match="pip install") as caught:
         PcoCamera(PcoOptions(library="no-such-file.dll")).open()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(find_spec("pco") is None, reason="pco is not installed")
+def test_the_makers_library_has_the_functions_and_no_camera() -> None:
+    camera = PcoCamera(PcoOptions())
+    with pytest.raises(NotConnectedError) as caught:
+        camera.open()
+    camera.close()
+    said = str(caught.value)
+    if "cannot be loaded" in said:
+        pytest.skip(said)
+    assert "PCO_OpenCamera says" in said
+    assert "\n" not in said
