@@ -28,6 +28,10 @@ _SMALLEST_PX = 64
 _CELL_PX = 12
 # Over 1: flanks under the threshold are missing from the waves, and noise goes both ways.
 _MOST = 1.25
+# On the axes: neighbours whose mean is the floor, from and to so many coefficients away.
+_NEAR, _FAR = 4, 20
+# Patterns of this period along the rows or columns belong to amplifiers that take turns.
+_TURNS_PX = 16
 # The mean of log(power) of noise lies this far under the log of the mean power (Euler's gamma).
 _EULER = 0.5772
 
@@ -49,7 +53,8 @@ def bragg_part(residual: Tensor) -> Tensor | None:
     -----
     The noise need not be white: the power of row streaks depends on the horizontal frequency
     alone, that of column offsets on the vertical one. The floor is the larger of the two means
-    along the frequencies, taken of the logarithm, on which a few peaks have no weight.
+    along the frequencies, taken of the logarithm, on which a few peaks have no weight. On the axes,
+    where streaks are, a peak must stand out of its neighbours along the axis too.
     """
     height, width = residual.shape
     if min(height, width) < _SMALLEST_PX:
@@ -62,8 +67,7 @@ def bragg_part(residual: Tensor) -> Tensor | None:
     fy = torch.fft.fftfreq(height, device=residual.device).square_()[:, None]
     fx = torch.fft.rfftfreq(width, device=residual.device).square_()[None, :]
     excess = power.div_(floor).mul_(fy + fx > _LONGEST_PX**-2)
-    # The axes hold what is constant along a row or a column: defects of the camera.
-    excess[:2] = excess[-1:] = excess[:, :2] = 0.0
+    _sharp_on_the_axes(excess, log, width)
     sure = excess > _SURE
     if not bool(sure.any()):
         return None
@@ -72,6 +76,36 @@ def bragg_part(residual: Tensor) -> Tensor | None:
     waves = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
     out: Tensor = waves.mul_(_where(residual, waves))
     return out
+
+
+def _sharp_on_the_axes(excess: Tensor, log: Tensor, width: int) -> None:
+    """On the axes, let only what stands out of its own neighbourhood count.
+
+    They hold what is constant along a row or a column. Streaks, dead lines and seams are spread
+    along the axis, more or less evenly; fringes that lie exactly along rows or columns are sharp.
+    """
+    height = log.shape[0]
+    rows = torch.stack([log[0], log[1], log[-1]])
+    sharp = torch.minimum(excess[[0, 1, -1]], _over_neighbours(rows, "reflect"))
+    if width % _TURNS_PX == 0:
+        sharp[:, :: width // _TURNS_PX] = 0.0
+    lines = log[:, :2].T
+    sharp_lines = torch.minimum(excess[:, :2].T, _over_neighbours(lines, "circular"))
+    if height % _TURNS_PX == 0:
+        sharp_lines[:, :: height // _TURNS_PX] = 0.0
+    excess[:, :2] = sharp_lines.T
+    excess[[0, 1, -1]] = sharp
+    # What changes as slowly as the frame is wide has no direction.
+    excess[:2, :2] = excess[-1:, :2] = 0.0
+
+
+def _over_neighbours(log: Tensor, beyond: str) -> Tensor:
+    """Power over the mean of the coefficients around it, along lines (N, n) of log(power)."""
+    kernel = torch.ones(2 * _FAR + 1, device=log.device)
+    kernel[_FAR - _NEAR + 1 : _FAR + _NEAR] = 0.0
+    padded = functional.pad(log[:, None], (_FAR, _FAR), mode=beyond)
+    floor = functional.conv1d(padded, kernel[None, None] / kernel.sum())[:, 0]
+    return (log - floor - _EULER).exp_()
 
 
 def _within_two(mask: Tensor) -> Tensor:

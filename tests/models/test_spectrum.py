@@ -57,6 +57,30 @@ def test_a_small_crystal_does_not_run_into_the_vacuum() -> None:
     assert float(part[:, :90].std()) > 0.8 * float(truth[:, :90].std())
 
 
+@pytest.mark.parametrize("shape", [(256, 256), (201, 333)])
+@pytest.mark.parametrize("columns", [False, True])
+def test_fringes_along_rows_or_columns_are_kept_amid_streaks(shape, columns) -> None:
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
+    truth = 0.3 * np.cos(2 * np.pi * (x if columns else y) / 9.7)
+    random = np.random.default_rng(3)
+    streaks = random.standard_normal((1, shape[1]) if columns else (shape[0], 1))
+    frame = truth + random.standard_normal(shape) + 0.2 * streaks
+    part = bragg_part(torch.from_numpy(frame.astype(np.float32)))
+    assert part is not None
+    kept = float((part.numpy() * truth).sum() / (truth * truth).sum())
+    assert kept == pytest.approx(1.0, abs=0.25)
+
+
+def test_faults_along_columns_are_not_kept() -> None:
+    faults = np.zeros((256, 256), np.float32)
+    faults[:, 97] = 5.0  # a dead column
+    faults[:, 128:] += 0.5  # halves of the sensor, each with an amplifier of its own
+    faults[:, ::4] += 0.5  # four amplifiers that take turns
+    frame = faults + np.random.default_rng(5).standard_normal((256, 256), dtype=np.float32)
+    part = bragg_part(torch.from_numpy(frame))
+    assert part is None or float(part.std()) < 0.05
+
+
 def test_small_and_silent_residuals() -> None:
     assert bragg_part(torch.randn(20, 300)) is None
     assert bragg_part(torch.zeros(128, 128)) is None
