@@ -329,7 +329,7 @@ def held_out_gain(before: Restore, after: Restore, examples: Sequence[Example]) 
     for example in examples:
         y = example.target
         assert y is not None, "held out examples have a target"
-        old, new = (before(example.frame) - y) ** 2, (after(example.frame) - y) ** 2
+        old, new = _squares(before(example.frame), y), _squares(after(example.frame), y)
         # Both frames have this noise where they are as noisy as each other.
         noise = 0.5 * float(np.mean((example.frame - y) ** 2))
         errors.append((float(old.mean()) - noise, float(new.mean()) - noise))
@@ -344,6 +344,13 @@ def held_out_gain(before: Restore, after: Restore, examples: Sequence[Example]) 
     )
 
 
+def _squares(restored: Array, reference: Array) -> npt.NDArray[np.float64]:
+    """Squared differences; those of a ruined network are large, but numbers."""
+    limit = 1e6 * max(float(np.abs(reference).max()), 1.0)
+    sound = np.nan_to_num(restored.astype(np.float64), nan=limit, posinf=limit, neginf=-limit)
+    return np.asarray((np.clip(sound, -limit, limit) - reference) ** 2)
+
+
 def _equally_noisy(examples: Sequence[Example]) -> bool:
     """Whether targets are frames like the others, and not long exposures."""
     rough = [
@@ -354,7 +361,7 @@ def _equally_noisy(examples: Sequence[Example]) -> bool:
     return all(0.8 < b / max(a, 1e-9) < 1.25 for a, b in rough)
 
 
-def _block_means(image: Array) -> list[float]:
+def _block_means(image: npt.NDArray[np.float64]) -> list[float]:
     rows = max(image.shape[0] // _BLOCK_PX, 1)
     columns = max(image.shape[1] // _BLOCK_PX, 1)
     return [

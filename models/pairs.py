@@ -317,14 +317,16 @@ def _series(frames: list[Array], notes: list[str], restore: Restore) -> OwnData:
             f"{share:.1%} of the noise is the same in successive frames: a fixed pattern would be "
             "learnt as specimen; take dark and gain references first"
         )
-    examples, lost, travelled = [], 0, 0.0
+    examples, lost = [], 0
+    place, furthest = np.zeros(2), 0.0
     clear = [restore(frame) for frame in frames]
     for i in range(len(frames) - 1):
         shift = shift_between(clear[i], clear[i + 1])
         if shift is None:
             lost += 1
             continue
-        travelled += math.hypot(*shift)
+        place += shift
+        furthest = max(furthest, float(np.hypot(*place)))
         examples.append(_aligned(frames[i], frames[i + 1], shift))
     if lost:
         notes.append(
@@ -332,7 +334,7 @@ def _series(frames: list[Array], notes: list[str], restore: Restore) -> OwnData:
         )
     if len(examples) < 3:
         raise InputError("too few successive frames show the same; give a series of one place")
-    if travelled < 0.5:
+    if furthest < 1.0:
         notes.append(
             "the specimen hardly moves: a fixed pattern of the camera cannot be told from it"
         )
