@@ -64,6 +64,12 @@ def take(
     return frames, metas
 
 
+def read_on(camera: HamamatsuCamera, buffer: npt.NDArray[Any]) -> None:
+    """Until there is an error; what has arrived already is still delivered."""
+    for _ in range(100):
+        camera.read_into(buffer, 2.0)
+
+
 def test_structures_are_as_long_as_the_headers_say() -> None:
     # Of 64-bit DCAM; computed with the C compiler from the structures of dcamapi4.h.
     sizes = {
@@ -148,7 +154,7 @@ def test_a_lost_frame_that_dcam_tells_of(fake: Dcam, stamps: int, sequence: int)
     camera = make(fake)
     camera.open()
     try:
-        state = camera.configure(CameraSettings(0.05))
+        state = camera.configure(CameraSettings(0.3))
         buffer = np.empty(state.frame_shape, state.dtype)
         camera.start()
         fake.sensor.failing["dcamwait_start"] = dcam.LOSTFRAME
@@ -178,7 +184,7 @@ def test_errors_of_a_run_are_named(
     camera.read_into(buffer, 1.0)
     fake.sensor.failing[name] = 0x83001002
     with pytest.raises(DisconnectedError, match=words) as caught:
-        camera.read_into(buffer, 1.0)
+        read_on(camera, buffer)
     assert "\n" not in str(caught.value)
     fake.sensor.failing.clear()
 
@@ -191,7 +197,7 @@ def test_unplugged_amid_a_run(camera: HamamatsuCamera, fake: Dcam) -> None:
     fake.sensor.present = False
     began = time.monotonic()
     with pytest.raises(DisconnectedError, match="NOCONNECTION"):
-        camera.read_into(buffer, 5.0)
+        read_on(camera, buffer)
     assert time.monotonic() - began < 5
     camera.close()
 
