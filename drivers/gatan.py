@@ -271,7 +271,9 @@ class GatanCamera:
                 line.settimeout(max(0.0, until - time.monotonic()))
                 count = line.recv_into(image.room())
                 if count == 0:
-                    raise ConnectionError("it closed the connection; another program connected")
+                    raise ConnectionError(
+                        "it closed the connection: it ended, or another program came"
+                    )
                 self._heard = time.monotonic()
                 if image.took(count):
                     line.settimeout(self._options.reply_timeout_s)
@@ -439,6 +441,6 @@ def _exactly(line: socket.socket, count: int, deadline: float) -> bytes:
         line.settimeout(left_s)
         piece = line.recv(count - len(received))
         if not piece:
-            raise ConnectionError("it closed the connection; another program connected")
+            raise ConnectionError("it closed the connection: it ended, or another program came")
         received += piece
     return bytes(received)

@@ -6,6 +6,7 @@ Library: https://github.com/VitalyVorobyev/viva-genicam.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ _DISCOVERY_MS = (100, 1000)
 """How long cameras may take to answer: most do at once."""
 _LIFE_MS = (100, 300)
 """How long a camera may take for a sign of life; asking for a feature could take 8 s."""
+_ASK_AFTER_S = 2.0
+"""A camera that has been silent for so long is asked for a sign of life before anything else."""
 _TICKS = "GevTimestampTickFrequency"
 
 
@@ -53,6 +56,7 @@ class Viva:
         self._camera: Any = None
         self._stream: Any = None
         self._gone_for_good = False
+        self._heard = time.monotonic()
         self._name = f"the camera {device}".strip()
         self._found = self._look(transport, device)
         self._camera = self._open(self._found, transport)
@@ -139,6 +143,7 @@ class Viva:
             raise self._gone(error) from None
         except self._library.GenicamError as error:
             raise self._gone(error) from None
+        self._heard = time.monotonic()
         if image is None:
             raise DisconnectedError(f"{self._name} ended its stream; reconnect to it")
         pixels = image.to_numpy()
@@ -170,6 +175,7 @@ class Viva:
         for wait_ms in _LIFE_MS:
             found = self._library.discover(wait_ms, iface=self._interface, all=True)
             if any(info.mac == self._found.mac for info in found):
+                self._heard = time.monotonic()
                 return
         self._gone_for_good = True
         raise self._gone("it no longer answers")
@@ -249,8 +255,12 @@ class Viva:
         if self._camera is None:
             raise DisconnectedError("the camera was closed")
         library = self._library
+        if time.monotonic() - self._heard > _ASK_AFTER_S:
+            self.probe()
         try:
-            return question(self._camera)
+            answer = question(self._camera)
+            self._heard = time.monotonic()
+            return answer
         except library.TransportError as error:
             raise self._gone(error) from None
         except library.GenicamError as error:

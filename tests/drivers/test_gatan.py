@@ -261,7 +261,7 @@ def test_a_second_program_ends_the_first_and_both_are_told(
     first.start()
     first.read_into(buffer, 5.0)
     second, _, _ = opened(server, cameras)
-    with pytest.raises(DisconnectedError, match="another program connected"):
+    with pytest.raises(DisconnectedError, match="another program came"):
         read_on(first, buffer)
     first.close()
     second.start(2)

@@ -37,7 +37,7 @@ for line in sys.stdin:
 
 class GigePeer(Peer):
     def __init__(
-        self, log: Path, width: int = 96, height: int = 64, fps: int = 100, drops: int = 0
+        self, log: Path, width: int = 96, height: int = 64, fps: int = 40, drops: int = 0
     ) -> None:
         pytest.importorskip("viva_genicam")
         _await_free_port()
