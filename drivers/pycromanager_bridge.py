@@ -253,7 +253,8 @@ class PycromanagerCamera:
             patience_s = self._patience_s()
             if link.alive and self._running:
                 self._ask_to_stop(link)
-            self._left_running = not link.alive and self._running
+            if self._running and not link.alive:
+                self._left_running = True
             self.bridge.release(self, patience_s)
         self._running = False
         slots, self._slots = self._slots, None

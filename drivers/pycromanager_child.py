@@ -96,6 +96,7 @@ class Pump:
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(slots):
             self._free.put(slot)
+        self._backlog = 0
         self._beaten = 0.0
         self._thread = threading.Thread(target=self._work, name="pump", daemon=True)
         self._thread.start()
@@ -136,7 +137,10 @@ class Pump:
 
     def _is_there(self) -> bool:
         core = self._core
-        if core.get_remaining_image_count() > 0:
+        # While there is a backlog one question is saved for each image.
+        if self._backlog == 0:
+            self._backlog = int(core.get_remaining_image_count())
+        if self._backlog > 0:
             return True
         overflowed = core.is_buffer_overflowed()
         # In this order the last image cannot slip between the two questions.
@@ -148,9 +152,11 @@ class Pump:
 
     def _deliver(self, slot: int) -> bool:
         """Fetch one image and tell of it; False where another program was faster."""
+        self._backlog -= 1
         try:
             tagged = self._core.pop_next_tagged_image()
         except Exception:
+            self._backlog = 0
             if self._core.get_remaining_image_count() == 0:
                 return False
             raise

@@ -589,6 +589,39 @@ def test_a_killed_program_leaves_nothing_behind(running: MicroManager) -> None:
     camera.close()
 
 
+SESSION = """
+import sys
+from tem_live.session import open_session
+settings = {"camera.port": int(sys.argv[1]), "restorer.model": "none", "camera.exposure_s": 0.01}
+session = open_session("pycromanager", settings)
+session.start()
+assert session.blanked is False
+print("unblanked", flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the state folder is named the POSIX way")
+def test_a_killed_program_leaves_the_beam_blanked(
+    running: MicroManager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    shutter = PycromanagerShutter(PycromanagerColumnOptions(), make(running))
+    shutter.open()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-c", SESSION, str(running.port)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "unblanked"
+            assert shutter.blanked is False
+            process.kill()
+        assert wait_until(lambda: shutter.blanked)
+    finally:
+        shutter.close()
+
+
 def is_there(pid: int) -> bool:
     try:
         os.kill(pid, 0)
