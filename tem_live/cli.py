@@ -126,6 +126,9 @@ def run(
     area: Annotated[
         str | None, typer.Option(help="Specimen area; its fluence counts on across sessions.")
     ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Set of optics of the profile, such as record.")
+    ] = None,
     fidelity: Annotated[
         bool, typer.Option("--fidelity", help="Judge the restored frames, and follow damage.")
     ] = False,
@@ -146,7 +149,7 @@ def run(
         overrides.append(f"dose.area={json.dumps(area)}")
     loaded = _load(profile, overrides)
     progress = None if json_ else _progress
-    figures = acquire(loaded, frames, seconds, out, progress, fidelity, target_resolution)
+    figures = acquire(loaded, frames, seconds, out, progress, fidelity, target_resolution, mode)
     reason = figures["stop_reason"] or ""
     _print(figures, json_)
     if reason.startswith("error: "):

@@ -167,6 +167,35 @@ class DoseProfile(_Strict):
             raise PydanticCustomError("area", "{why}", {"why": str(error)}) from None
 
 
+class ModeProfile(_Strict):
+    """``[modes.NAME]``: a named set of optics, such as search, view, focus and record.
+
+    What is not given stays as it is.
+
+    Attributes
+    ----------
+    magnification : float or None
+        Nominal magnification.
+    spot_size : int or None
+        Spot size.
+    dose_rate_e_per_px_s : float or None
+        Incident dose rate in e-/px/s of an **unbinned** pixel at that magnification.
+    beam_shift_nm : (x, y) or None
+        Shift of the beam at the specimen in nm.
+    exposure_s : float or None
+        Exposure of a frame in seconds.
+    binning : int or None
+        Binning.
+    """
+
+    magnification: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    spot_size: int | None = Field(default=None, ge=1)
+    dose_rate_e_per_px_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    beam_shift_nm: tuple[float, float] | None = None
+    exposure_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    binning: int | None = Field(default=None, ge=1)
+
+
 class PipelineProfile(_Strict):
     """``[pipeline]``: buffers and analysis.
 
@@ -194,6 +223,7 @@ class Profile(_Strict):
     restorer: RestorerProfile = RestorerProfile()
     calibration: CalibrationProfile = CalibrationProfile()
     dose: DoseProfile = DoseProfile()
+    modes: dict[str, ModeProfile] = Field(default_factory=dict)
     pipeline: PipelineProfile = PipelineProfile()
 
 

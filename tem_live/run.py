@@ -42,6 +42,7 @@ def run(
     progress: Callable[[RunStats], None] | None = None,
     fidelity: bool = False,
     target_resolution_nm: float | None = None,
+    mode: str | None = None,
 ) -> dict[str, Any]:
     """Acquire without a window.
 
@@ -61,6 +62,8 @@ def run(
     target_resolution_nm : float, optional
         Hold the dose as low as restored frames resolve this; see `Session.minimise`. It implies
         ``fidelity``.
+    mode : str, optional
+        Set of optics of the profile to take them with; see `Session.use_mode`.
 
     Returns
     -------
@@ -83,6 +86,8 @@ def run(
         raise InputError(f"--seconds {seconds:g}: give a positive number of seconds")
     sampler = _Sampler(max(1, (frames or 200) // SCORED_FRAMES), [])
     with Session(profile) as session:
+        if mode is not None:
+            session.use_mode(mode)
         recording = session.record(_target(out, profile)) if out is not None else None
         end = session.subscribe(sampler.receive, sampler.wants)
         loop = None if target_resolution_nm is None else session.minimise(target_resolution_nm)
@@ -136,6 +141,7 @@ def _figures(session: Session, sampled: list[Frame], recording: Path | None) -> 
         "dose_e_per_px": stats.dose_e_per_px,
         "fluence_e_per_A2": stats.fluence_e_per_A2,
         "dose_source": stats.dose_source,
+        "mode": state.mode,
         "area": state.area,
         "area_fluence_e_per_A2": stats.area_fluence_e_per_A2,
         "budget_e_per_A2": stats.budget_e_per_A2,

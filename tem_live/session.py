@@ -146,13 +146,14 @@ class Session:
         self._references_taken: dict[Kind, Reference] = {}
         self._beam = Beam()
         self._emergencies = 0
-        self._watch: Watch | None = None
+        self._watches: list[Watch] = []
         self._minimiser: DoseMinimiser | None = None
         self._closing = contextlib.ExitStack()
         self.messages: deque[tuple[str, str]] = deque(maxlen=50)
         self._parts = ColumnParts()
         self._spot_size: int | None = None
         self._magnification: float | None = None
+        self._mode: str | None = None
         self._magnification_at_start: float | None = None
         self._settings = CameraSettings(
             profile.camera.exposure_s, profile.camera.binning, profile.camera.roi
@@ -264,6 +265,7 @@ class Session:
             area=self._account.area,
             spot_size=self._spot_size,
             magnification=self._magnification,
+            mode=self._mode,
         )
 
     def stats(self) -> RunStats:
@@ -422,6 +424,63 @@ class Session:
             self._tell("warning", told)
         self._announce()
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Names of the profile's sets of optics, in its order."""
+        return tuple(self.profile.modes)
+
+    @property
+    def mode(self) -> str | None:
+        """The set of optics that was last used, None once a setting of its kind was changed."""
+        return self._mode
+
+    def use_mode(self, name: str) -> SessionState:
+        """Change to a named set of optics; the beam is blanked while they change.
+
+        Parameters
+        ----------
+        name : str
+            One of `modes`.
+
+        Returns
+        -------
+        SessionState
+            As read back.
+
+        Raises
+        ------
+        RefusedError
+            There is no such mode, a device does not accept a value, or there is no such device.
+            The beam stays blanked.
+        DeviceError
+            A device failed; the beam stays blanked.
+        """
+        mode = self.profile.modes.get(name)
+        if mode is None:
+            known = f"modes: {', '.join(self.modes)}" if self.modes else "the profile has no modes"
+            raise RefusedError(f"there is no mode '{name}'; {known}")
+        self._must_be_open()
+        since = self._emergencies
+        lit = self._beam.blanked is False
+        if lit:
+            self._set_blanked(True)
+        changes = mode.model_dump(
+            include={"magnification", "spot_size", "exposure_s", "binning"}, exclude_none=True
+        )
+        # One after the other: the pixel that the dose rate is given for is that of the new optics.
+        self.apply(**changes)
+        if mode.dose_rate_e_per_px_s is not None:
+            unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
+            self._set_dose_rate(per_A2(mode.dose_rate_e_per_px_s, unbinned_nm))
+        if mode.beam_shift_nm is not None:
+            if self._parts.beam_shift is None:
+                raise RefusedError("this instrument's beam cannot be shifted from here")
+            self._parts.beam_shift.set_beam_shift(*mode.beam_shift_nm)
+        self._mode = name
+        if lit:
+            self._unblank(since)
+        return self._announce()
+
     def apply(self, **changes: Any) -> SessionState:
         """Change settings; they hold from the next frame on.
 
@@ -450,6 +509,8 @@ class Session:
             )
         self._must_be_open()
         since = self._emergencies
+        if set(changes) - {"blanked", "model"}:
+            self._mode = None
         if changes.get("blanked") is True:
             # Off the specimen at once, whatever else is to be changed.
             self._set_blanked(True)
@@ -614,9 +675,10 @@ class Session:
         from tem_live.watch import Watch
 
         self._must_be_open()
-        self._watch = Watch(self.subscribe, self._tell, self._restores_singly, fidelity, damage)
-        self._closing.callback(self._watch.close)
-        return self._watch
+        watch = Watch(self.subscribe, self._tell, self._restores_singly, fidelity, damage)
+        self._closing.callback(watch.close)
+        self._watches.append(watch)
+        return watch
 
     def minimise(
         self,
@@ -655,7 +717,6 @@ class Session:
             A loop is on already, or a device does not take the first dose.
         """
         from tem_live.minimise import DoseMinimiser, Resolution
-        from tem_live.watch import Watch
 
         self._must_be_open()
         if (target is None) == (target_resolution_nm is None):
@@ -675,9 +736,7 @@ class Session:
         if knob is None:
             steered = self._parts.dose_rate_control is not None and bool(self.dose_rate)
             knob = "dose_rate" if steered else "exposure_s"
-        watch = Watch(self.subscribe, self._tell, self._restores_singly)
-        self._closing.callback(watch.close)
-        self._watch = watch
+        watch = self.watch()
         try:
             loop = DoseMinimiser(
                 self, watch, wanted, knob, lowest, highest, confidence, self._tell, watch.close
@@ -718,7 +777,9 @@ class Session:
         RefusedError
             No critical fluence is known (yet).
         """
-        damage = None if self._watch is None else self._watch.state.damage
+        # Of several watches the one that knows; what an ended one found stays true.
+        seen = [watch.state.damage for watch in self._watches if watch.state.damage is not None]
+        damage = max(seen, key=lambda found: (found.known, found.frames), default=None)
         if damage is None or not damage.known or damage.interval_e_per_A2 is None:
             why = "nothing watches over the damage" if damage is None else damage.text
             raise RefusedError(f"there is no critical fluence to take as the budget: {why}")

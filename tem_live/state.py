@@ -120,6 +120,7 @@ class SessionState:
     area: str | None = None
     spot_size: int | None = None
     magnification: float | None = None
+    mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -357,3 +357,63 @@ def test_what_the_detector_sees_takes_the_beam_off(sim: Opener):
     run(session)
     assert "protect the detector" in (session.stats().stop_reason or "")
     assert session.blanked
+
+
+# -------------------------------------------------------------------------------- low-dose modes
+
+MODES = {
+    "modes.search.magnification": 12_500,
+    "modes.search.dose_rate_e_per_px_s": 100.0,
+    "modes.search.exposure_s": 0.01,
+    "modes.search.binning": 2,
+    "modes.record.magnification": 50_000,
+    "modes.record.spot_size": 3,
+    "modes.record.dose_rate_e_per_px_s": 4000.0,
+    "modes.record.exposure_s": 0.02,
+    "modes.record.binning": 1,
+}
+
+
+def test_modes_set_all_their_optics_in_the_dark(sim: Opener):
+    session = sim(**MODES)
+    assert session.modes == ("search", "record")
+    assert session.mode is None
+    state = session.use_mode("search")
+    assert (state.mode, state.magnification, state.binning) == ("search", 12_500, 2)
+    assert state.exposure_s == 0.01
+    # Of an unbinned pixel of 0.8 nm; the state's is that of four of them.
+    assert state.dose_rate_e_per_px_s == pytest.approx(400.0)
+    session.snap()
+    state = session.use_mode("record")
+    assert (state.spot_size, state.binning, state.exposure_s) == (3, 1, 0.02)
+    assert state.dose_rate_e_per_px_s == pytest.approx(4000.0)
+    assert booked(session) == pytest.approx(session.true_fluence_e_per_A2, rel=0.02)
+    session.exposure_s = 0.01
+    assert session.state.mode is None
+    with pytest.raises(RefusedError, match="modes: search, record"):
+        session.use_mode("focus")
+
+
+def test_a_mode_is_changed_during_a_run_and_the_beam_comes_back(sim: Opener):
+    session = sim(**MODES)
+    session.start()
+    list(session.frames(3))
+    session.use_mode("search")
+    assert session.blanked is False
+    assert {frame.meta.binning for frame in session.frames(3)} == {2}
+    session.blanked = True
+    session.use_mode("record")
+    assert session.blanked
+    session.stop()
+
+
+def test_a_mode_that_is_refused_leaves_the_beam_off(sim: Opener):
+    session = sim(modes__record__spot_size=99)
+    session.start()
+    with pytest.raises(RefusedError, match="spot size"):
+        session.use_mode("record")
+    assert session.blanked
+    session.stop()
+    shifting = sim(modes__focus__beam_shift_nm=[100.0, 0.0])
+    with pytest.raises(RefusedError, match="cannot be shifted"):
+        shifting.use_mode("focus")
