@@ -274,6 +274,7 @@ def quick(folder: Path, **given: object) -> finetune.Recipe:
     )
 
 
+@pytest.mark.timeout(300)  # the first to import Lightning
 def test_what_is_better_is_published_with_a_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

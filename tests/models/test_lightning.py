@@ -39,6 +39,7 @@ def state(folder: Path) -> dict[str, object]:
     return dict(json.loads((folder / "latest.json").read_text(encoding="utf-8")))
 
 
+@pytest.mark.timeout(300)  # the first to import Lightning
 def test_train_resume_publish_restore(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -206,3 +207,11 @@ def test_from_cpu_to_gpu_and_back(tmp_path: Path) -> None:
         recipe = write_recipe(tmp_path, **steps(count))
         lightning_run.train(recipe, tmp_path / "out", device=device, resume=True)
         assert state(tmp_path / "out")["step"] == count
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    folder = Path(training.__file__).parent / "recipes"
+    for path in sorted(folder.glob("*.toml")):
+        recipe = training.load_recipe(path)
+        assert recipe.own is None or recipe.start is not None
+        assert recipe.data.scene_px >= max(recipe.data.crops_px)

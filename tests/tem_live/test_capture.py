@@ -150,6 +150,7 @@ def test_a_frame_that_shows_nothing_is_left_out() -> None:
     np.testing.assert_array_equal(mean, seen)
 
 
+@pytest.mark.timeout(300)  # imports Lightning and trains
 def test_capture_then_fine_tune_then_restore(tmp_path: Path) -> None:
     """The whole way, on the simulator."""
     pytest.importorskip("lightning")
