@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from tem_live.models.network import BLOCK, CONDITIONS, DoseUNet
 
-__all__ = ["Int8UNet", "can_multiply_int8", "int8_network"]
+__all__ = ["AGREES", "Int8UNet", "can_multiply_int8", "int8_network", "trial"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ _LARGEST = 60.0
 # What a block has in its middle may be so many times as large as where that was tried out; beyond,
 # it is computed once more with a scale of its own.
 _MARGIN = 1.5
-# Of white noise with structure the results must agree within this share of the noise (root mean
-# square); 0.03 is usual, and a scale that is wrong by a tenth gives 0.08.
-_AGREES = 0.06
+AGREES = 0.06
+"""On `trial` (1.0) a quicker network must agree with float32 within this share of the noise (root
+mean square); 0.03 is usual for 8 bits, and a scale that is wrong by a tenth gives 0.08."""
 # Elements that are scaled at a time: float32 of this many stay in a core's cache.
 _CHUNK = 1 << 16
 _ZERO = 128
@@ -66,7 +66,7 @@ def int8_network(network: DoseUNet) -> Int8UNet | None:
     """
     if not can_multiply_int8() or not network.blocks[0]:
         return None
-    blocks, vector = _trial(1.0)
+    blocks, vector = trial(1.0)
     try:
         with torch.inference_mode():
             waves = torch.zeros_like(blocks) if network.waves else None
@@ -76,7 +76,7 @@ def int8_network(network: DoseUNet) -> Int8UNet | None:
     except (AttributeError, RuntimeError, TypeError, ValueError) as problem:
         _log.warning("no 8 bit convolutions, float32 is used: %s", str(problem).splitlines()[0])
         return None
-    if not distance < _AGREES:
+    if not distance < AGREES:
         _log.warning(
             "8 bit convolutions are off by %.3g of the noise here, float32 is used", distance
         )
@@ -170,7 +170,8 @@ class Int8UNet:
             x = network.up[level](x).add_(skips.pop())
             for block in self._blocks[last + 1 + level]:
                 x = self._block(block, x, biases[block], *self._scaled(x))
-        return network.from_features(x, blocks, vector, waves)
+        out = network.from_features(x, waves)
+        return out.add_(network.linear(blocks, vector))
 
     def _block(self, block: int, x: Tensor, bias: Tensor, integers: Tensor, scale: float) -> Tensor:
         """conv3x3, noise bias, ReLU, conv3x3, plus the input; see `network._Block`."""
@@ -220,7 +221,7 @@ class Int8UNet:
         self._seen = [1e-3] * len(self._spans)
         with torch.inference_mode():
             for amplitude in (0.0, 0.5, 1.0, 2.0):
-                blocks, vector = _trial(amplitude)
+                blocks, vector = trial(amplitude)
                 self(blocks, vector, torch.zeros_like(blocks) if self._network.waves else None)
         return [_MARGIN * seen for seen in self._seen]
 
@@ -230,7 +231,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1)
 
 
-def _trial(amplitude: float) -> tuple[Tensor, Tensor]:
+def trial(amplitude: float) -> tuple[Tensor, Tensor]:
     """Unit noise on structure of every size, as the network takes it: blocks, conditions."""
     side = 192
     random = torch.Generator().manual_seed(7)

@@ -174,6 +174,11 @@ class DoseUNet(nn.Module):
         Tensor
             float32 (N, 16, h, w), the specimen in the same unit.
         """
+        out = self.nonlinear(blocks, vector, waves)
+        return out.add_(self.linear(blocks, vector))
+
+    def nonlinear(self, blocks: Tensor, vector: Tensor, waves: Tensor | None = None) -> Tensor:
+        """`forward` without its linear path."""
         x = self.head(torch.cat([blocks, waves], dim=1) if waves is not None else blocks)
         skips: list[Tensor] = []
         last = len(self.widths) - 1
@@ -187,17 +192,15 @@ class DoseUNet(nn.Module):
             x = self.up[level](x).add_(skips[level])
             for block in self.decoders[level]:  # type: ignore[attr-defined]
                 x = block(x, vector)
-        return self.from_features(x, blocks, vector, waves)
+        return self.from_features(x, waves)
 
-    def from_features(
-        self, features: Tensor, blocks: Tensor, vector: Tensor, waves: Tensor | None
-    ) -> Tensor:
-        """What `forward` does with the U-Net's last features, float32 (N, widths[0], h, w)."""
+    def from_features(self, features: Tensor, waves: Tensor | None) -> Tensor:
+        """What `nonlinear` does with the U-Net's last features (N, widths[0], h, w)."""
         out: Tensor = self.tail(features)
         if waves is not None:
-            out, believed = out.split(BLOCK * BLOCK, dim=1)
+            out, believed = torch.split(out, BLOCK * BLOCK, dim=1)
             out = out + torch.sigmoid(believed) * waves
-        return out.add_(self.linear(blocks, vector))
+        return out
 
     def linear(self, blocks: Tensor, vector: Tensor) -> Tensor:
         """Scale the Walsh-Hadamard bands of each block; arguments and result as in `forward`."""

@@ -13,7 +13,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import platformdirs
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 ENTRY_POINTS = "tem_live.restorers"
 """Entry-point group in which other packages offer restorers, see `RestorerPlugin`."""
 
-Precision = Literal["auto", "float32", "int8"]
+Precision = Literal["auto", "float32", "float16", "int8"]
 """What a network computes in; ``"auto"`` is the fastest that gives the same within its noise."""
 
 _WEIGHTS = Path(__file__).parent / "weights"
@@ -120,11 +120,11 @@ class Restorer(ABC):
     concurrent : bool
         Whether several threads may call `restore` at once, and gain by it.
     precision : str
-        What most of it is computed in: ``"float32"`` or ``"int8"``.
+        What most of it is computed in: ``"float32"``, ``"float16"`` or ``"int8"``.
     """
 
     concurrent = False
-    precision: Literal["float32", "int8"] = "float32"
+    precision: Literal["float32", "float16", "int8"] = "float32"
 
     def __init__(self, card: ModelCard, device: str) -> None:
         self.card = card
@@ -253,20 +253,37 @@ class _NetworkRestorer(Restorer):
         self._run: Callable[..., torch.Tensor] = network
         if precision != "float32":
             self._run = self._accelerated(network, precision)
-        # Nothing of it changes with a frame. On a GPU one frame fills the device.
-        self.concurrent = self.device == "cpu"
+        # Nothing of it changes with a frame. On a GPU one frame is prepared while the other runs.
+        self.concurrent = True
 
     def _accelerated(self, network: DoseUNet, precision: Precision) -> Callable[..., torch.Tensor]:
+        if self.device != "cpu":
+            return self._on_gpu(network, precision)
         from tem_live.models.int8 import int8_network
 
-        found = int8_network(network) if self.device == "cpu" else None
+        found = int8_network(network) if precision in ("auto", "int8") else None
         if found is not None:
             self.precision = "int8"
             return found
-        if precision == "int8":
+        if precision != "auto":
             raise ModelError(
-                f"precision 'int8' is not to be had on {self.device} here: it needs a processor "
-                "with VNNI instructions; use 'auto' or 'float32'"
+                f"precision {precision!r} is not to be had on this processor ('int8' needs VNNI "
+                "instructions, 'float16' a GPU); use 'auto' or 'float32'"
+            )
+        return network
+
+    def _on_gpu(self, network: DoseUNet, precision: Precision) -> Callable[..., torch.Tensor]:
+        from tem_live.models.cuda_graph import cuda_network
+
+        half = precision == "float16"
+        found = cuda_network(network, half) if precision in ("auto", "float16") else None
+        if found is not None:
+            self.precision = "float16" if half else "float32"
+            return found
+        if precision != "auto":
+            raise ModelError(
+                f"precision {precision!r} is not to be had on {self.device}; use 'auto' or "
+                "'float32'"
             )
         return network
 
@@ -593,10 +610,11 @@ def load_restorer(
         A name from `list_restorers`, or the path of a .safetensors with its card beside it.
     device : str
         "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1".
-    precision : {"auto", "float32", "int8"}
+    precision : {"auto", "float32", "float16", "int8"}
         What the networks of this package compute in. "auto" takes 8 bit integers where the
         processor has instructions for them and they give the same within a small share of the
-        noise (`tem_live.models.int8`), else float32. Other networks are always float32.
+        noise (`tem_live.models.int8`), else float32; on a GPU float32, as a CUDA graph. "float16"
+        is for GPUs. Other networks are always float32.
 
     Returns
     -------
@@ -605,8 +623,8 @@ def load_restorer(
     Raises
     ------
     ModelError
-        Unknown name, missing or damaged file, a device that is not there, or "int8" where it
-        does not work.
+        Unknown name, missing or damaged file, a device that is not there, or a precision
+        that does not work there.
     """
     text = os.fspath(name_or_path)
     if text in ("none", "raw", "identity"):
@@ -678,7 +696,8 @@ def _make_network(card: ModelCard) -> torch.nn.Module:
     from tem_live.models.network import DoseUNet
 
     shape = card.architecture
-    return DoseUNet(shape["widths"], shape["blocks"], bool(shape.get("waves", False)))
+    widths, depths = cast("list[int]", shape["widths"]), cast("list[int]", shape["blocks"])
+    return DoseUNet(widths, depths, bool(shape.get("waves", False)))
 
 
 def _make_restorer(card: ModelCard, device: str, network: Any, precision: Precision) -> Restorer:

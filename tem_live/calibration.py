@@ -8,6 +8,7 @@ at 0: that would shift the mean of a low-dose frame.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from dataclasses import dataclass, field
@@ -234,21 +235,47 @@ class Calibrator:
         array
             ``out``.
         """
+        if not self._on_host:
+            return self._apply_on_gpu(raw, out)
         # Some rows at a time, which stay in the cache from one step to the next.
-        rows = max(1, _CHUNK_PX // max(1, self._shape[1])) if self._on_host else self._shape[0]
+        rows = max(1, _CHUNK_PX // max(1, self._shape[1]))
         for top in range(0, self._shape[0], rows):
             part = slice(top, top + rows)
             dark = self._dark if self._dark.ndim == 0 else self._dark[part]
             scale = self._scale if self._scale.ndim == 0 else self._scale[part]
             self._xp.subtract(raw[part], dark, out=out[part], casting="same_kind")
             self._xp.multiply(out[part], scale, out=out[part])
-        if self._patches is not None:
-            pixels, neighbours, weights = self._patches
-            flat = out.reshape(-1)
-            flat[pixels] = (flat[neighbours] * weights).sum(axis=1)
+        self._mend_defects(out)
         if self._xray_sigma > 0:
             self._remove_xrays(out)
         return out
+
+    def _apply_on_gpu(self, raw: Any, out: Any) -> Any:
+        from tem_live.gpu_kernels import calibrate
+
+        calibrate(self._xp, raw, self._on_gpu[0], self._on_gpu[1], out, self._xray_sigma)
+        self._mend_defects(out)
+        return out
+
+    @functools.cached_property
+    def _on_gpu(self) -> tuple[Any, Any]:
+        """Dark level and scale as the kernel takes them; defects count nothing until mended."""
+        xp = self._xp
+        dark, scale = (
+            array.reshape(1) if array.ndim == 0 else array
+            for array in (xp.asarray(self._dark), xp.asarray(self._scale))
+        )
+        if self._patches is not None:
+            scale = xp.broadcast_to(scale, self._shape).copy()
+            scale.reshape(-1)[self._patches[0]] = 0.0
+        return dark.astype(xp.float32), scale.astype(xp.float32)
+
+    def _mend_defects(self, out: Any) -> None:
+        if self._patches is None:
+            return
+        pixels, neighbours, weights = self._patches
+        flat = out.reshape(-1)
+        flat[pixels] = (flat[neighbours] * weights).sum(axis=1)
 
     def _remove_xrays(self, out: Any) -> None:
         # A hit raises few pixels by much. Only those far above the whole frame are looked at

@@ -115,6 +115,7 @@ class CupyBackend:
         self._torch_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._compute_stream = cupy.cuda.ExternalStream(self._torch_stream.cuda_stream)
         self._uploaded = cupy.cuda.Event(disable_timing=True)
+        self._mine = threading.local()
 
     def empty_host(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Pinned memory: the only kind that the copy engine reads while kernels run."""
@@ -139,11 +140,24 @@ class CupyBackend:
 
         self._compute_stream.wait_event(self._uploaded)
         with self._compute_stream, torch.cuda.stream(self._torch_stream):
-            yield
+            try:
+                yield
+            finally:
+                self._done().record(self._compute_stream)
 
     def finish(self) -> None:
-        """Wait for the compute stream alone, never for the whole device."""
-        self._compute_stream.synchronize()
+        """Wait for this thread's own work, not for what others have queued behind it."""
+        self._done().synchronize()
+
+    def _done(self) -> Any:
+        """Event behind what this thread did last inside `compute`."""
+        import cupy
+
+        try:
+            return self._mine.done
+        except AttributeError:
+            self._mine.done = cupy.cuda.Event(block=True, disable_timing=True)
+            return self._mine.done
 
     def download(self, plane: Any) -> npt.NDArray[Any]:
         """Copy behind the work that fills the plane."""

@@ -58,7 +58,7 @@ def test_a_frame_far_outside_of_the_noise_is_restored_in_float32(quick, exact):
 @needs_vnni
 def test_the_middle_of_a_block_that_overflows_is_computed_again(exact):
     made = int8.int8_network(exact._network)
-    blocks, vector = int8._trial(1.0)
+    blocks, vector = int8.trial(1.0)
     with torch.inference_mode():
         right = made(blocks, vector)
         made._spans = [span / 20.0 for span in made._spans]
