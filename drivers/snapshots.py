@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,9 @@ class Snapshots:
     def start(self, frames: int | None) -> None:
         """Ask for the first image of so many."""
         self._to_ask = math.inf if frames is None else frames
-        self._ask()
+        self._image = None
+        if self._to_ask >= 1:
+            self._ask()
 
     def stop(self) -> None:
         """Ask for no more. One that was begun ends by itself, and nobody takes it."""
@@ -54,26 +56,29 @@ class Snapshots:
         Raises
         ------
         Exception
-            What went wrong with the exposure. The series goes on with another one.
+            What went wrong with the exposure. The next call begins another one in its place.
         """
-        if self._image is None:
+        if self._image is None and self._to_ask < 1:
             return None
+        image = self._image or self._ask()
+        wait((image,), wait_s)
+        if not image.done():
+            return None
+        self._image = None
         try:
-            image = self._image.result(wait_s)
+            taken = image.result()
         except Exception:
-            if not self._image.done():
-                return None
-            self._ask(again=True)
+            # Another one is asked for only when somebody asks again.
+            self._to_ask += 1
             raise
-        self._ask()
-        return image
+        if self._to_ask >= 1:
+            self._ask()
+        return taken
 
-    def _ask(self, again: bool = False) -> None:
-        if self._to_ask < 1 and not again:
-            self._image = None
-            return
-        self._to_ask -= not again
+    def _ask(self) -> Future[Image]:
+        self._to_ask -= 1
         self._image = self._expose()
+        return self._image
 
 
 def copy_image(image: Image, buffer: Image, sender: str) -> None:

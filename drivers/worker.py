@@ -58,7 +58,9 @@ class Worker(Generic[Connection]):
         try:
             return answer.result(timeout_s)
         except TimeoutError:
-            answer.cancel()
+            # It may have come just now, or be an error of the task itself.
+            if not answer.cancel() and answer.done():
+                return answer.result()
             raise
 
     def close(self) -> None:
