@@ -296,7 +296,7 @@ class PycromanagerCamera:
             if self._slots is not None:
                 self._slots.remove()
             self._slots = Slots(state.frame_shape, state.dtype)
-        self._run += 1
+        self._run = link.new_run()
         link.ask(
             "start",
             self._options.reply_timeout_s,

@@ -108,6 +108,7 @@ class Link:
         self._lock = threading.Lock()
         self._asked: dict[int, queue.SimpleQueue[Message | None]] = {}
         self._number = 0
+        self._runs = 0
         self._heard = time.monotonic()
         self._gone = False
         self._why = ""
@@ -194,6 +195,14 @@ class Link:
             raise DisconnectedError(f"Micro-Manager failed: {reply['failed']}")
         found: Message = reply["is"]
         return found
+
+    def new_run(self) -> int:
+        """A number for the next series; what is left of earlier ones is forgotten."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.frames.get_nowait()
+        self._runs += 1
+        return self._runs
 
     def next_frame(self, wait_s: float) -> Message | None:
         """The next message about a frame, or None; looks after the process meanwhile.
