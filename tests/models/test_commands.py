@@ -249,6 +249,63 @@ def test_train_says_how_far_it_is(invoke: Invoke, tmp_path: Path) -> None:
     assert Path(out.strip().removeprefix("weights: ")).is_file()
 
 
+def test_train_on_own_data_says_what_it_gained(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tem_live.models import finetune
+
+    given: dict[str, Any] = {}
+    gain = finetune.Gain(0.5, 0.4, 0.1, 0.01)
+
+    def stand_in(recipe: Any, folder: Path, **more: Any) -> finetune.Outcome:
+        given.update(more, recipe=recipe, folder=folder)
+        weights = folder / "mine.safetensors"
+        return finetune.Outcome("mine", "series", gain, weights, weights, 7, 60.0, 50.0, ("dust",))
+
+    monkeypatch.setattr(finetune, "finetune", stand_in)
+    arguments = ("train", "--data", str(tmp_path), "--name", "mine", "--minutes", "3",
+                 "--counts-per-electron", "44", "--out", str(tmp_path / "run"))  # fmt: skip
+    status, out, err = invoke(*arguments)
+    assert status == 0
+    assert "fell by +0.1000 ± 0.0100 e-² (+20% of the error): published as mine" in out
+    assert "warning: dust" in err
+    recipe = given["recipe"]
+    assert (recipe.start, recipe.name, recipe.optim.max_minutes) == ("fast", "mine", 3.0)
+    assert recipe.own.counts_per_electron == 44.0
+    assert given["folder"] == tmp_path / "run"
+    report = last_json(invoke(*arguments, "--json")[1])
+    assert report["published"] is True
+    assert report["gain"]["gain_e2"] == 0.1
+    assert report["warnings"] == ["dust"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--from and --data"),
+        (["r.toml", "--data", "d"], "--from and --data"),
+        (["r.toml"], "no recipe"),
+        (["--data", "/no/such"], "/no/such"),
+        (["--data", ".", "--minutes", "0"], "--minutes"),
+        (["--data", ".", "--from", "gaussian"], "gaussian"),
+        (["--data", ".", "--name", "fast"], "ships"),
+    ],
+)
+def test_wrong_options_of_train(
+    invoke: Invoke,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, err = invoke("train", *arguments)
+    assert status == 2
+    assert err.startswith("tem-live: error: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
 # -- import ----------------------------------------------------------------------------------
 
 
