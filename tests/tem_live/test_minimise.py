@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from tem_live.minimise import (
     EquivalentDose,
     Resolution,
 )
+from tem_live.profiles import load_profile
+from tem_live.run import run
 from tem_live.session import Frame, FrameInfo, open_session
 from tem_live.watch import Pair
 
@@ -474,6 +477,17 @@ def test_the_simulated_specimen_is_seen_with_less_dose():
         assert session.dose_rate == rate
         session.minimise(target=EquivalentDose(50.0), knob="exposure_s").stop()
         assert session.dose_rate == rate
+
+
+def test_run_tells_what_the_loop_did():
+    figures = run(load_profile("sim-damage", SIM), frames=20, target_resolution_nm=1.0)
+    assert figures["stop_reason"] == "frames"
+    assert figures["minimise"]["target"] == "1 nm resolved"
+    assert figures["minimise"]["active"]
+    assert figures["dose_rate_e_per_px_s"] <= 100
+    # The loop began far under the profile's 5 e-/px, and the frames show it.
+    assert figures["dose_e_per_px"] < 4
+    json.dumps(figures, allow_nan=False)
 
 
 def test_what_cannot_be_minimised_is_refused():
