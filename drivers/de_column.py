@@ -265,13 +265,13 @@ class DEColumn:
                 f"DE-TEM-Channel did not answer {method} within {options.reply_timeout_s:g} s"
             ) from None
         except OSError as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, TimeoutError):
+            cause = getattr(error, "reason", error)
+            if isinstance(cause, TimeoutError):
                 raise DeviceTimeoutError(
                     f"DE-TEM-Channel did not answer {method} within {options.reply_timeout_s:g} s"
                 ) from None
             raise DisconnectedError(
-                f"DE-TEM-Channel at {options.host}:{options.soap_port} is gone: {reason}"
+                f"DE-TEM-Channel at {options.host}:{options.soap_port} is gone: {cause}"
             ) from None
         return _fields(body, method)
 

@@ -8,6 +8,7 @@ whether or not the camera answers.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ class DoseAccount:
     def budget_e_per_A2(self, value: float | None) -> None:
         self._budget = value
         self._warned = False
-        self._look()
+        self.recheck()
 
     @property
     def left_e_per_A2(self) -> float | None:
@@ -192,15 +193,21 @@ class DoseAccount:
     def set_rate(self, dose_rate_e_per_A2_s: float | None) -> None:
         """The incident dose rate from now on; None where nobody knows it."""
         self.clock.set_rate(dose_rate_e_per_A2_s)
-        self._look()
+        self.recheck()
 
     def beam_on(self) -> None:
-        """The beam is on from now; to be said before it is unblanked."""
-        was_on = self.clock.on
-        self.clock.turn_on()
-        if not was_on:
+        """The beam is on from the end of this call; to be said before it is unblanked.
+
+        `recheck` is to follow once it is, so that nothing comes between the two.
+        """
+        if not self.clock.on:
             self._note_beam(True)
-        self._look()
+            self.clock.turn_on()
+
+    def recheck(self) -> None:
+        """Look at the budget again: something has changed."""
+        with self._changed:
+            self._changed.notify_all()
 
     def beam_off(self, blanked_at_s: float | None = None) -> None:
         """The blanker answered, now or at a time of the clock; the beam is off after its latency.
@@ -212,7 +219,7 @@ class DoseAccount:
         self.clock.turn_off(at_s + self.latency_s)
         if was_on:
             self._note_beam(False)
-        self._look()
+        self.recheck()
 
     def run_begins(self, frames: int | None, exposure_s: float, cost: Cost) -> None:
         """Write a run's cost down before it is taken."""
@@ -263,7 +270,7 @@ class DoseAccount:
             total = self._detected.book(fluence_e_per_A2) + (self.clock.fluence_e_per_A2 or 0.0)
             self._until = total
             self._ledger.frame(frame_id, total - self._base, "detected")
-        self._look()
+        self.recheck()
         return fluence_e_per_A2, total
 
     def settle(self) -> None:
@@ -284,7 +291,7 @@ class DoseAccount:
         before.close()
         if self.clock.on:
             self._note_beam(True)
-        self._look()
+        self.recheck()
 
     def close(self) -> None:
         """Book the rest, and end thread and ledger; idempotent."""
@@ -304,11 +311,6 @@ class DoseAccount:
             total = (self.fluence_e_per_A2 or 0.0) - self._base
             self._ledger.beam(on, total, self.source, self.clock.rate_e_per_A2_s)
 
-    def _look(self) -> None:
-        """Have the thread look again: something has changed."""
-        with self._changed:
-            self._changed.notify_all()
-
     def _watch(self) -> None:
         # A beam that could not be taken off is not asked to go off without a pause.
         pause_s = 0.0
@@ -321,7 +323,9 @@ class DoseAccount:
                     continue
                 self._changed.release()
                 try:
-                    act()
+                    # Whoever listens to messages may fail; the budget is watched on.
+                    with contextlib.suppress(Exception):
+                        act()
                 finally:
                     self._changed.acquire()
                 pause_s = 0.05 if act == self._on_spent else 0.0

@@ -218,7 +218,7 @@ class Ledger:
         with self._lock:
             booked = max(total - self._total, 0.0)
             self._total = max(total, self._total)
-            self._put(
+            error = self._put(
                 {
                     **what,
                     "time_s": time.time(),
@@ -227,29 +227,33 @@ class Ledger:
                     "source": source,
                 }
             )
+        self._tell(error)
 
     def _write(self, entry: dict[str, Any]) -> None:
         with self._lock:
-            self._put(entry)
+            error = self._put(entry)
+        self._tell(error)
 
-    def _put(self, entry: dict[str, Any]) -> None:
+    def _tell(self, error: RecordingError | None) -> None:
+        # With no lock held: whoever is told blanks the beam, which comes back here.
+        if error is not None:
+            self._on_error(error)
+
+    def _put(self, entry: dict[str, Any]) -> RecordingError | None:
         if self._broken or self._closed:
-            return
+            return None
         try:
             if self._file is None:
                 self._file = self._begin()
             _put_line(self._file, entry)
         except OSError as error:
             self._broken = True
-            self._on_error(
-                RecordingError(
-                    f"the dose ledger {self.path or self._folder} cannot be written: "
-                    f"{error.strerror or error}; make room there, the dose is counted in memory "
-                    "alone until then"
-                )
+            return RecordingError(
+                f"the dose ledger {self.path or self._folder} cannot be written: "
+                f"{error.strerror or error}; from here on the dose is counted in memory alone"
             )
-        else:
-            self._dirty.set()
+        self._dirty.set()
+        return None
 
     def _begin(self) -> io.FileIO:
         self._folder.mkdir(parents=True, exist_ok=True)

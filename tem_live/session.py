@@ -1041,6 +1041,7 @@ class Session:
         """Unblank for a run; without a blanker the beam counts as on from here to its end."""
         if self._parts.blanker is None:
             self._account.beam_on()
+            self._account.recheck()
         else:
             self._let_through(since)
 
@@ -1307,6 +1308,7 @@ class Session:
                 self._account.beam_off(answered_s)
             else:
                 self._account.beam_on()
+                self._account.recheck()
 
     def _read_beam(self) -> None:
         blanker = self._parts.blanker
@@ -1315,6 +1317,7 @@ class Session:
         self._read_rate()
         if off is False:
             self._account.beam_on()
+            self._account.recheck()
 
     def _blank_quietly(self) -> None:
         """Blank where there is a blanker; a failure is told, loudly, and never raised."""

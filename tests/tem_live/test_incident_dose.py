@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,11 +100,13 @@ def test_the_booked_fluence_is_the_true_one_whatever_is_changed(sim: Opener):
 
 
 def test_single_exposures_book_what_they_cost(sim: Opener):
-    session = sim(camera__exposure_s=0.02)
-    for _ in range(10):
+    session = sim(camera__exposure_s=0.1)
+    for _ in range(4):
         session.snap()
     assert session.blanked
-    assert booked(session) == pytest.approx(session.true_fluence_e_per_A2, rel=0.01)
+    true = session.true_fluence_e_per_A2 or 0.0
+    # What is in doubt at the moments of blanking is counted, never left out.
+    assert 0.9999 * true <= booked(session) <= 1.02 * true
 
 
 def test_frames_carry_what_came_in_and_what_was_detected(sim: Opener):
@@ -321,6 +324,30 @@ def test_another_area_begins_at_its_own_fluence(sim: Opener):
     assert session.stats().area_fluence_e_per_A2 == pytest.approx(on_a, rel=1e-6)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("area", ["a", None])
+def test_a_ledger_that_cannot_be_written_ends_the_run_of_a_named_area(
+    sim: Opener, area: str | None
+):
+    session = sim(dose__area=area)
+    session.start()
+    list(session.frames(3))
+    file = session._account._ledger._file
+    assert file is not None
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, file.fileno())
+    os.close(full)
+    if area is None:
+        list(session.frames(3))
+        session.stop()
+        assert session.stats().stop_reason == "user"
+    else:
+        assert session.wait(10)
+        assert "ledger" in (session.stats().stop_reason or "")
+    assert session.blanked
+    assert sum("cannot be written" in text for _, text in session.messages) == 1
+
+
 # --------------------------------------------------------------------------------- the detector
 
 
@@ -376,7 +403,7 @@ MODES = {
 
 def test_modes_set_all_their_optics_in_the_dark(sim: Opener):
     session = sim(**MODES)
-    assert session.modes == ("search", "record")
+    assert {"search", "record"} <= set(session.modes)
     assert session.mode is None
     state = session.use_mode("search")
     assert (state.mode, state.magnification, state.binning) == ("search", 12_500, 2)
@@ -390,8 +417,8 @@ def test_modes_set_all_their_optics_in_the_dark(sim: Opener):
     assert booked(session) == pytest.approx(session.true_fluence_e_per_A2, rel=0.02)
     session.exposure_s = 0.01
     assert session.state.mode is None
-    with pytest.raises(RefusedError, match="modes: search, record"):
-        session.use_mode("focus")
+    with pytest.raises(RefusedError, match="there is no mode 'squint'; modes: search"):
+        session.use_mode("squint")
 
 
 def test_a_mode_is_changed_during_a_run_and_the_beam_comes_back(sim: Opener):
