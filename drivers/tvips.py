@@ -44,7 +44,8 @@ _GONE = {0x80010108, 0x800706BA, 0x800706BE, 0x80010012}
 
 FAMILY = Family(
     "tvips",
-    packages=("comtypes",),
+    # Elsewhere there is no EMMENU either, and nothing to install.
+    packages=("comtypes",) if sys.platform == "win32" else (),
     install='pip install "tem-live[tvips]"',
     vendor=Vendor(
         name=f"EMMENU ({PROGRAM})",
@@ -117,8 +118,10 @@ class _Emmenu:
     # ------------------------------------------------------------------------ opening and closing
 
     def open(self) -> CameraCapabilities:
+        if self._connect is None and sys.platform != "win32":
+            raise NotConnectedError("EMMENU runs on Windows; run this on the camera's computer")
         if self._connect is None and find_spec("comtypes") is None:
-            raise NotConnectedError(f"EMMENU needs comtypes and Windows: {FAMILY.install}")
+            raise NotConnectedError(f"EMMENU needs comtypes: {FAMILY.install}")
         self._worker = Worker("emmenu", self._connect or _connect)
         name, height, width = self._ask(self._prepare)
         return CameraCapabilities(
