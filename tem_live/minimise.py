@@ -25,7 +25,7 @@ import numpy.typing as npt
 from psygnal import Signal
 from scipy import special
 
-from tem_live.errors import InputError, TemLiveError
+from tem_live.errors import InputError, RefusedError, TemLiveError
 from tem_live.fidelity import THRESHOLD, PairFigures, correlation_with_truth
 from tem_live.state import LoopState
 from tem_live.watch import Pair, Watch
@@ -535,7 +535,10 @@ class DoseMinimiser:
 
     def _set(self, value: float) -> None:
         self._session.apply(**{self._knob: value})
-        self._expected = self._setting()
+        taken = self._setting()
+        if not taken > 0:
+            raise RefusedError(f"{value:.3g} was asked for and nothing came of it; set it by hand")
+        self._expected = taken
 
     def _affordable(self, present: float) -> float:
         """Setting at which one more frame stays within the budget; infinite without one."""

@@ -411,6 +411,20 @@ def test_ends_when_a_device_fails_and_says_so():
     ]
 
 
+def test_ends_when_the_beam_is_lost_by_a_setting():
+    hands = Hands()
+    apply = hands.session.apply
+
+    def to_nothing(**changes: float) -> None:
+        apply(**changes)
+        hands.session.rate = 0.0
+
+    hands.session.apply = to_nothing  # type: ignore[method-assign]
+    hands.see(-2.0)
+    assert not hands.loop.state.active
+    assert "nothing came of it" in hands.told[0][1]
+
+
 def test_stop_leaves_the_dose_and_is_idempotent():
     hands, states = Hands(), []
     hands.loop.changed.connect(states.append)
