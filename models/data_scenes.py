@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -22,10 +23,10 @@ _TOGETHER = 32
 
 
 def _scenes(
-    seed: int, first: int, count: int, size: int, extra: dict[str, float]
+    seed: int, first: int, count: int, size: int, extra: Mapping[str, float]
 ) -> npt.NDArray[np.float16]:
-    rngs = [np.random.default_rng([seed, first + i]) for i in range(count)]
-    made = [recipe_scene(rng, size, extra) for rng in rngs]
+    generators = (np.random.default_rng([seed, first + i]) for i in range(count))
+    made = [scenes_extra.recipe_scene(rng, size, extra) for rng in generators]
     return np.asarray(made, dtype=np.float16)
 
 

@@ -251,11 +251,12 @@ def register_and_mean(
         if shift is None:
             continue
         dy, dx = shift
-        seen = np.zeros(first.shape)
+        height, width = frame.shape
+        seen = np.zeros((height, width))
         # Two pixels more than the shift: the phase ramp rings at the seam.
         top, bottom = max(0, math.ceil(-dy)) + 2, max(0, math.ceil(dy)) + 2
         left, right = max(0, math.ceil(-dx)) + 2, max(0, math.ceil(dx)) + 2
-        seen[top : seen.shape[0] - bottom, left : seen.shape[1] - right] = 1.0
+        seen[top : height - bottom, left : width - right] = 1.0
         total += seen * moved(frame, -dy, -dx)
         weight += seen
         shifts.append(shift)
