@@ -190,9 +190,12 @@ class DoseAccount:
 
     # ---------------------------------------------------------------------------------- booking
 
-    def set_rate(self, dose_rate_e_per_A2_s: float | None) -> None:
-        """The incident dose rate from now on; None where nobody knows it."""
-        self.clock.set_rate(dose_rate_e_per_A2_s)
+    def set_rate(self, dose_rate_e_per_A2_s: float | None, since_s: float | None = None) -> None:
+        """The incident dose rate from now on; None where nobody knows it.
+
+        ``since_s`` is a time of the clock from which on it may have been so, if it is higher.
+        """
+        self.clock.set_rate(dose_rate_e_per_A2_s, since_s)
         self.recheck()
 
     def beam_on(self) -> None:

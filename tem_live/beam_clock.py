@@ -59,12 +59,27 @@ class BeamClock:
         """Incident fluence until now in e-/A^2; None if no rate was ever known."""
         return self.fluence_at(self._clock()) if self._known else None
 
-    def set_rate(self, rate_e_per_A2_s: float | None) -> None:
-        """From now on the dose rate is this one, beam on or off; None where it is unknown."""
+    def set_rate(self, rate_e_per_A2_s: float | None, since_s: float | None = None) -> None:
+        """From now on the dose rate is this one, beam on or off.
+
+        Parameters
+        ----------
+        rate_e_per_A2_s : float or None
+            In e-/A^2/s; None where it is unknown.
+        since_s : float, optional
+            Time of the clock from which on it may have been so: where it is higher than before,
+            it is counted from there.
+        """
         with self._lock:
+            now = self._clock()
             self._rate = rate_e_per_A2_s
             self._known = self._known or rate_e_per_A2_s is not None
-            self._note(self._clock())
+            self._note(now)
+            if since_s is not None:
+                # Before the last entry, which is of now, the one before it held.
+                more = self._rates[-1] - self._rates[-2]
+                doubtful_s = self._times[-1] - max(since_s, self._times[-2])
+                self._fluences[-1] += max(more, 0.0) * max(doubtful_s, 0.0)
 
     def turn_on(self) -> None:
         """The beam is on from now."""

@@ -1246,20 +1246,20 @@ class Session:
     def _change_rate(self, to_e_per_A2_s: float | None, change: Callable[[], object]) -> None:
         """Change what the dose rate depends on, and book by what the column tells afterwards."""
         with self._beam_lock:
-            before = self._account.clock.rate_e_per_A2_s
+            before, began_s = self._account.clock.rate_e_per_A2_s, self._account.clock.now()
             if to_e_per_A2_s is not None and before is not None and to_e_per_A2_s > before:
                 # While the column is at it, the higher one counts.
                 self._account.set_rate(to_e_per_A2_s)
             try:
                 change()
             finally:
-                self._read_rate()
+                self._read_rate(began_s)
         if self._beam.blanked is False:
             over = self._guard.why_not(self._rate_e_per_px_s())
             if over is not None:
                 self._on_too_bright(over)
 
-    def _read_rate(self) -> None:
+    def _read_rate(self, since_s: float | None = None) -> None:
         """Book by the dose rate that the column tells, or the one that the profile does."""
         parts, calibration = self._parts, self._calibration
         self._spot_size = parts.spot_size.spot_size if parts.spot_size else None
@@ -1271,7 +1271,7 @@ class Session:
         rate = told
         if calibration is not None:
             rate = calibration.rate(told, self._spot_size, self._magnification)
-        self._account.set_rate(rate)
+        self._account.set_rate(rate, since_s)
         self._beam = replace(self._beam, dose_rate_e_per_A2_s=rate)
 
     def _rate_e_per_px_s(self) -> float | None:

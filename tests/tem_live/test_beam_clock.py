@@ -87,6 +87,28 @@ def test_off_in_the_past_takes_back_what_the_answer_took(clock: Clock):
     assert beam.fluence_e_per_A2 == pytest.approx(100.0)
 
 
+def test_a_rate_that_may_have_risen_before_counts_from_there(clock: Clock):
+    beam = BeamClock(clock)
+    beam.set_rate(10.0)
+    beam.turn_on()
+    clock.now += 5
+    asked = clock.now
+    clock.now += 1
+    beam.set_rate(100.0, asked)
+    assert beam.fluence_e_per_A2 == pytest.approx(50 + 100)
+    # A fall is believed from when it was read back.
+    asked = clock.now
+    clock.now += 1
+    beam.set_rate(10.0, asked)
+    assert beam.fluence_e_per_A2 == pytest.approx(250)
+    # No beam, nothing to count.
+    beam.turn_off()
+    asked = clock.now
+    clock.now += 1
+    beam.set_rate(100.0, asked)
+    assert beam.fluence_e_per_A2 == pytest.approx(250)
+
+
 def test_when_a_budget_is_reached(clock: Clock):
     beam = BeamClock(clock)
     assert beam.seconds_until(0.0) == 0
