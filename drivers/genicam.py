@@ -111,7 +111,7 @@ class GenICamOptions(BaseModel):
     device: str = ""
     interface: str = ""
     packet_bytes: int | None = Field(default=None, ge=576, le=65535)
-    buffers: int = Field(default=32, ge=3, le=1024)
+    buffers: int = Field(default=16, ge=3, le=1024)
     pixel_format: str = ""
     gain: float | None = Field(default=None, allow_inf_nan=False)
     trigger: Literal["internal", "external"] = "internal"

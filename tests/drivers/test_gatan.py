@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import struct
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +113,13 @@ class TestWithinDigitalMicrograph(CameraConformance):
     def test_what_it_does_not_know_is_refused(self) -> None:
         with pytest.raises(RefusedError, match="read mode counting: its plug-in is too old"):
             camera_of(self.port, read_mode="counting").open()
+
+
+def test_gatan_dm_is_one_file_that_digitalmicrographs_python_reads():
+    source = Path(gatan_dm.__file__).read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 7))
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not any(str(module).startswith("tem_live") for module in imported)
 
 
 # --------------------------------------------------------------------------------------- the images

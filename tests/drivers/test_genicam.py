@@ -81,7 +81,8 @@ class TestViky(CameraConformance):
         self.path = viky
 
     def make_camera(self) -> GenICamCamera:
-        return GenICamCamera(GenICamOptions(producer=self.path, device=VIKY))
+        # Each of its buffers has 10 MB.
+        return GenICamCamera(GenICamOptions(producer=self.path, device=VIKY, buffers=4))
 
 
 @pytest.mark.peer
@@ -151,6 +152,17 @@ class TestProducer:
     ):
         monkeypatch.setenv("GENICAM_GENTL64_PATH", str(Path(viky).parent))
         opened(cameras, device=VIKY)
+
+    def test_a_camera_in_use_is_named(self, viky: str, monkeypatch: pytest.MonkeyPatch):
+        from genicam import gentl
+        from harvesters.core import Harvester
+
+        def refuse(self: Any, which: Any) -> None:
+            raise gentl.AccessDeniedException("opened by another program")
+
+        monkeypatch.setattr(Harvester, "create", refuse)
+        with pytest.raises(NotConnectedError, match=f"{VIKY} is in use; close the other program"):
+            GenICamCamera(GenICamOptions(producer=viky, device=VIKY)).open()
 
     def test_a_producer_that_fails_is_named(self, viky: str, cameras: list[GenICamCamera]):
         from genicam import gentl

@@ -1,5 +1,7 @@
 """A DigitalMicrograph with the SerialEMCCD plug-in, which fails as a test demands.
 
+``python -m tests.drivers.servers.gatan`` serves 512 x 512 pixels on port 48890 for ten minutes.
+
 Written from the plug-in's published sources, apart from the driver: it shares no code with it.
 """
 
@@ -44,7 +46,9 @@ def packed(*values: int | float) -> bytes:
 class GatanServer:
     """It listens on a free port; its attributes say how it fails."""
 
-    def __init__(self, shape: tuple[int, int] = (16, 24), chunk_bytes: int = 33554432) -> None:
+    def __init__(
+        self, shape: tuple[int, int] = (16, 24), chunk_bytes: int = 33554432, port: int = 0
+    ) -> None:
         self.shape = shape
         self.chunk_bytes = chunk_bytes
         self.binnings = (1, 2, 4, 8)
@@ -60,7 +64,7 @@ class GatanServer:
         self.handshakes = 0
         self._quit = threading.Event()
         self._client: socket.socket | None = None
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         self._threads: list[threading.Thread] = []
 
@@ -185,3 +189,8 @@ def _hang_up(line: socket.socket) -> None:
     with contextlib.suppress(OSError):
         line.shutdown(socket.SHUT_RDWR)
     line.close()
+
+
+if __name__ == "__main__":
+    with GatanServer((512, 512), port=48890):
+        time.sleep(600)

@@ -1,5 +1,7 @@
 """A Serval with one detector, which fails as a test demands.
 
+``python -m tests.drivers.servers.serval`` serves 512 x 512 pixels on port 8080 for ten minutes.
+
 Its addresses, words and stream are those of instamatic's and areaDetector's clients; no Serval was
 there to compare it with. It shares no code with the driver.
 """
@@ -53,8 +55,8 @@ def streamed(number: int, pixels: npt.NDArray[Any], **changes: Any) -> bytes:
 class ServalServer:
     """It listens on a free port; its attributes say how it fails."""
 
-    def __init__(self) -> None:
-        self.shape = (256, 256)
+    def __init__(self, chips: int = 1, port: int = 0) -> None:
+        self.shape = (256 * chips, 256 * chips)
         self.first = 0
         """Number of the first image."""
         self.config: dict[str, Any] = {
@@ -68,7 +70,7 @@ class ServalServer:
         self.destination: Any = {"Raw": [{"Base": "file:///data", "FilePattern": "run"}]}
         self.detector: dict[str, Any] | None = {"DetectorType": "Tpx3"}
         self.info: dict[str, Any] = {
-            "PixCount": 65536, "RowLen": 1, "NumberOfRows": 1, "NumberOfChips": 1,
+            "PixCount": 65536 * chips**2, "RowLen": chips, "NumberOfRows": chips,
             "TimerMinVal": 1e-6, "TimerMaxVal": 100.0,
         }  # fmt: skip
         self.refused: dict[str, str] = {}
@@ -85,7 +87,7 @@ class ServalServer:
         self.line: socket.socket | None = None
         self._stopped = threading.Event()
         self._measuring: threading.Thread | None = None
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._http.daemon_threads = False
         self.port = self._http.server_address[1]
         self._serving = threading.Thread(target=self._http.serve_forever, args=(0.02,))
@@ -205,3 +207,8 @@ class ServalServer:
                     return
                 line.sendall(out)
             stopped.wait(5.0)
+
+
+if __name__ == "__main__":
+    with ServalServer(chips=2, port=8080):
+        time.sleep(600)
