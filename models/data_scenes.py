@@ -26,7 +26,7 @@ def _scenes(
     seed: int, first: int, count: int, size: int, extra: Mapping[str, float]
 ) -> npt.NDArray[np.float16]:
     generators = (np.random.default_rng([seed, first + i]) for i in range(count))
-    made = [scenes_extra.recipe_scene(rng, size, extra) for rng in generators]
+    made = [recipe_scene(rng, size, extra) for rng in generators]
     return np.asarray(made, dtype=np.float16)
 
 
