@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from tem_live.errors import InputError
 from tem_live.models import load_restorer
 from tem_live.plugins import process_fn
 from tem_live.plugins.image_processor import RestoringProcessor
+from tests.drivers.servers.micromanager import free_port
 
 pytest.importorskip("pymmcore", reason="pymmcore is not installed")
 adapters = pytest.importorskip("mm_test_adapters", reason="no device adapters: mm-test-adapters")
@@ -111,6 +114,60 @@ def test_both_is_a_list_for_the_java_backend(restorer: Any) -> None:
     assert restored[1]["Axes"] == {"time": 0, "channel": "BF restored"}
     assert restored[0].dtype == np.uint16
     assert metadata == {"Axes": {"time": 0, "channel": "BF"}, "PixelType": "GRAY16"}
+
+
+class JavaAcquisition:
+    """As much of pycromanager's acquisition as its own loop for the Java backend asks for."""
+
+    def __init__(self) -> None:
+        self._event_queue = None
+        self.aborted: list[Exception] = []
+
+    def _call_image_process_fn(self, image: Any, metadata: Any) -> Any:
+        from pycromanager.acquisition.acquisition_superclass import Acquisition
+
+        return Acquisition._call_image_process_fn(self, image, metadata)
+
+    def abort(self, error: Exception) -> None:
+        self.aborted.append(error)
+
+
+def test_both_goes_through_the_loop_of_the_java_backend(restorer: Any) -> None:
+    import zmq
+    from pycromanager.acquisition.java_backend_acquisitions import _run_image_processor
+
+    processor = RestoringProcessor(restorer, counts_per_electron=1.0, output="both")
+    acquisition, connected = JavaAcquisition(), threading.Event()
+    image = np.random.default_rng(1).poisson(20.0, (32, 48)).astype(np.uint16)
+    metadata = {"Axes": {"time": 0}, "PixelType": "GRAY16", "Height": 32, "Width": 48}
+    mark = b"\x01\x02\x03\x04"
+    name = f"@{int.from_bytes(mark, sys.byteorder):x}"
+    message = {"metadata": metadata, "pixels": {"type": "short-array", "value": name}}
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push:
+        port = push.bind_to_random_port("tcp://127.0.0.1")
+        back = free_port()
+        loop = threading.Thread(
+            target=_run_image_processor,
+            args=(acquisition, back, port, connected, processor, None, False),
+        )
+        loop.start()
+        assert connected.wait(30)
+        with context.socket(zmq.PULL) as pull:
+            pull.setsockopt(zmq.RCVTIMEO, 30_000)
+            pull.connect(f"tcp://127.0.0.1:{back}")
+            push.send_multipart([json.dumps(message).encode(), mark, image.tobytes()])
+            push.send_json({"special": "finished"})
+            raw, restored, end = (pull.recv_multipart() for _ in range(3))
+        loop.join(30)
+    assert not acquisition.aborted
+    assert json.loads(end[0]) == {"special": "finished"}
+    assert raw[2] == image.tobytes()
+    assert json.loads(raw[0])["metadata"]["Axes"] == {"time": 0, "channel": "raw"}
+    told = json.loads(restored[0])["metadata"]
+    assert told["Axes"] == {"time": 0, "channel": "restored"}
+    assert told["tem_live-restored"] is True
+    counts = np.frombuffer(restored[2], np.uint16)
+    assert counts.mean() / 100 == pytest.approx(image.mean(), rel=0.02)
 
 
 class Broken:
