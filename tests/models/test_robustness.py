@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 IMPORTED = set(restorers._imported())
 NAMES = [card.name for card in models.list_restorers() if card.name not in IMPORTED]
 DENOISERS = [name for name in NAMES if name != "none"]
-SHAPE = (96, 130)
+SHAPE = (72, 90)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def poisson(shape: tuple[int, ...] = SHAPE, dose: float = 5.0, seed: int = 0) ->
 
 
 def particle(dose: float = 5.0, seed: int = 0) -> np.ndarray:
-    y, x = np.mgrid[0:128, 0:128]
-    scene = dose * np.where(np.hypot(y - 60, x - 70) < 20, 0.3, 1.0)
+    y, x = np.mgrid[0:96, 0:96]
+    scene = dose * np.where(np.hypot(y - 44, x - 52) < 16, 0.3, 1.0)
     return np.random.default_rng(seed).poisson(scene).astype(np.float32)
 
 
@@ -103,7 +103,7 @@ def test_missing_pixels(restorer: models.Restorer, values: str) -> None:
     elif values == "half":
         frame[::2] = np.nan
     elif values == "most":
-        frame[:90] = np.inf
+        frame[:66] = np.inf
     else:
         frame[:] = np.nan
         frame[4, 4] = 7.0
@@ -185,7 +185,7 @@ def test_a_series_with_everything_in_it(restorer: models.Restorer) -> None:
 
 
 def test_tiles_leave_no_seam(denoiser: models.Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    y, x = np.mgrid[0:210, 0:130]
+    y, x = np.mgrid[0:200, 0:100]
     scene = 5.0 + 2.0 * np.sin(x / 9.0) * np.cos(y / 14.0)
     frame = np.random.default_rng(5).poisson(scene).astype(np.float32)
     whole = denoiser.restore(frame)
