@@ -89,7 +89,7 @@ class GenICamOptions(BaseModel):
     packet_bytes : int or None
         Size of the packets (gige) to set; None leaves it.
     buffers : int
-        Images that the producer can hold while none is fetched (gentl).
+        Images that can be held while none is fetched.
     pixel_format : str
         PFNC name, such as Mono16; "" keeps what is set, or takes the deepest monochrome one.
     gain : float or None
@@ -308,7 +308,13 @@ class GenICamCamera:
             return GenTL(options.producer, options.device, options.buffers)
         from tem_live.drivers.genicam_viva import Viva
 
-        return Viva(options.route, options.device, options.interface, options.packet_bytes)
+        return Viva(
+            options.route,
+            options.device,
+            options.interface,
+            options.packet_bytes,
+            options.buffers,
+        )
 
     def _prepare(self, link: Link) -> None:
         """What has to be so whatever is configured later."""

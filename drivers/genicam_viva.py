@@ -6,6 +6,8 @@ Library: https://github.com/VitalyVorobyev/viva-genicam.
 from __future__ import annotations
 
 import contextlib
+import queue
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,6 +21,8 @@ _LIFE_MS = (100, 300)
 """How long a camera may take for a sign of life; asking for a feature could take 8 s."""
 _ASK_AFTER_S = 2.0
 """A camera that has been silent for so long is asked for a sign of life before anything else."""
+_TAKE_MS = 100
+"""Longest single wait for an image, so that a stop is noticed."""
 _TICKS = "GevTimestampTickFrequency"
 
 
@@ -35,6 +39,8 @@ class Viva:
         Address or name of this computer's network interface; "" for all of them.
     packet_bytes : int or None
         Size of the packets of GigE Vision to set; None leaves it.
+    buffers : int
+        Images that are kept while nobody fetches them.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Viva:
         device: str,
         interface: str,
         packet_bytes: int | None,
+        buffers: int,
     ) -> None:
         try:
             import viva_genicam
@@ -55,6 +62,7 @@ class Viva:
         self._interface = interface or None
         self._camera: Any = None
         self._stream: Any = None
+        self._images = _Images(buffers)
         self._gone_for_good = False
         self._heard = time.monotonic()
         self._name = f"the camera {device}".strip()
@@ -118,11 +126,13 @@ class Viva:
             "a stream",
             lambda camera: camera.stream(iface=self._interface, packet_size=self._packet_bytes),
         )
+        self._images.begin(self._stream)
         self._asked("AcquisitionStart", lambda camera: camera.acquisition_start())
 
     def stop(self) -> None:
         """See `Link`."""
         stream, self._stream = self._stream, None
+        self._images.end()
         if stream is not None:
             # A camera that is gone would be waited for.
             if not self._gone_for_good:
@@ -136,16 +146,12 @@ class Viva:
         if self._stream is None:
             raise DisconnectedError("the camera was stopped")
         try:
-            image = self._stream.next_frame(max(1, int(1e3 * wait_s)))
-        except self._library.TransportError as error:
-            if "timeout" in str(error):
-                return None
-            raise self._gone(error) from None
+            image = self._images.next(wait_s)
         except self._library.GenicamError as error:
             raise self._gone(error) from None
-        self._heard = time.monotonic()
         if image is None:
-            raise DisconnectedError(f"{self._name} ended its stream; reconnect to it")
+            return None
+        self._heard = time.monotonic()
         pixels = image.to_numpy()
         return Block(
             number=int(image.block_id),
@@ -273,6 +279,60 @@ class Viva:
         return DisconnectedError(
             f"{self._name} is gone ({_one_line(why)}); switch it on and reconnect"
         )
+
+
+class _Images:
+    """Takes a stream's images out of the library, which keeps only a few, in a thread.
+
+    Parameters
+    ----------
+    most : int
+        How many are kept; then the library's few and its loss, which the block numbers tell.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._kept: queue.Queue[Any] = queue.Queue(most)
+        self._most = most
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, stream: Any) -> None:
+        self._kept, self._stopped = queue.Queue(self._most), threading.Event()
+        self._thread = threading.Thread(
+            target=_take, args=(stream, self._kept, self._stopped), name="genicam", daemon=True
+        )
+        self._thread.start()
+
+    def end(self) -> None:
+        self._stopped.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+
+    def next(self, wait_s: float) -> Any:
+        """The next image or None; raises what the library raised."""
+        try:
+            found = self._kept.get(timeout=max(wait_s, 0.001))
+        except queue.Empty:
+            return None
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+def _take(stream: Any, kept: queue.Queue[Any], stopped: threading.Event) -> None:
+    found: Any = None
+    while not stopped.is_set() and not isinstance(found, Exception):
+        try:
+            found = stream.next_frame(_TAKE_MS)
+        except Exception as error:
+            # No image in time is no error.
+            found = None if "timeout" in str(error) else error
+        # A reader that is held up makes it wait here, where a stop is noticed.
+        while found is not None and not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                kept.put(found, timeout=_TAKE_MS / 1e3)
+                break
 
 
 def is_found(transport: Literal["gige", "usb3"], device: str, interface: str) -> bool:
