@@ -122,6 +122,7 @@ class SimMicroscope:
     def set_blanked(self, blanked: bool) -> None:
         """Blank, which takes `blanker_latency_s`, or unblank, at once."""
         with self._lock:
+            self._settle()
             if blanked and not self._blanked:
                 self._off_at = self.clock() + self.blanker_latency_s
             self._blanked = blanked

@@ -84,8 +84,10 @@ class BeamClock:
     def turn_on(self) -> None:
         """The beam is on from now."""
         with self._lock:
+            now = self._clock()
+            self._settle(now)
             self._on = True
-            self._note(self._clock())
+            self._note(now)
 
     def turn_off(self, at_s: float | None = None) -> None:
         """The beam goes off at a time of the clock, which may lie ahead; by default now.
@@ -159,15 +161,16 @@ class FrameTimes:
         self.interval_s = interval_s
         self._delays: list[float] = []
         self._dates: list[tuple[int, float, float]] = []
-        self._last = -math.inf
+        self.last_s = -math.inf
+        """Time at which the last frame ended."""
 
     def ended(self, sequence: int, arrival_s: float) -> float:
         """Time at which the frame of that number ended; no earlier than the one before it."""
         turn_s = (sequence + 1) * self.interval_s
         self._delays.append(arrival_s - turn_s)
         del self._delays[: -self.WINDOW]
-        self._last = max(self._last, min(turn_s + min(self._delays), arrival_s))
-        return self._last
+        self.last_s = max(self.last_s, min(turn_s + min(self._delays), arrival_s))
+        return self.last_s
 
     def dated(self, sequence: int, arrival_s: float, device_time_s: float | None) -> None:
         """Take note of the device's own date of a frame, where it gives one."""

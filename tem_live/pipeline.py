@@ -748,11 +748,12 @@ class Acquisition:
     def _paused(self, work: Callable[[], _T]) -> _T:
         if not self.running:
             return work()
-        self._fetch_ready()
+        # Nothing is taken while the camera is set: what would come in now would be wasted.
+        self._exposed_with = self._exposed_with or self._beam()
+        go_on = self._pause()
+        self._fetch_ready(self._account.clock.now())
         if not self.running:
             return work()
-        # Nothing is taken while the camera is set: what would come in now would be wasted.
-        go_on = self._pause()
         self._camera.stop()
         try:
             return work()
@@ -778,11 +779,13 @@ class Acquisition:
         self._expected = 0
         self._waiting_since = time.monotonic()
 
-    def _fetch_ready(self) -> None:
+    def _fetch_ready(self, exposed_until_s: float) -> None:
         # Frames that the camera holds were paid for by the specimen: fetch them before a stop
         # throws them away. A camera that is faster than this loop must not keep it for ever.
         for _ in range(64):
             if not self.running or not self._guarded_step(wait_s=0.0):
+                return
+            if self._times.last_s + 0.5 * self._times.interval_s > exposed_until_s:
                 return
 
     def _fetch_paid(self) -> None:

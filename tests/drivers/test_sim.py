@@ -588,6 +588,13 @@ def test_a_late_blanker_lets_the_beam_through_for_its_latency() -> None:
     clock.now += 10
     assert beam.true_fluence_e_per_A2 - before == pytest.approx(100 * 0.1 + 200 * 0.15)
     assert beam.current_A == 0
+    # Nobody looked while it was off.
+    column.set_blanked(False)
+    column.set_blanked(True)
+    clock.now += 10
+    column.set_blanked(False)
+    assert beam.true_fluence_e_per_A2 - before == pytest.approx(40 + 200 * 0.25)
+    before += 50
     # Unblanked before the blanker had moved: it was never off.
     column.set_blanked(False)
     clock.now += 1

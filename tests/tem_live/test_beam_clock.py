@@ -65,6 +65,13 @@ def test_a_late_blanker_counts_until_it_has_moved(clock: Clock):
     clock.now += 5
     assert beam.fluence_e_per_A2 == pytest.approx(100 + 10 + 30)
     assert beam.seconds_until(150) == math.inf
+    # Nobody looks while it is off.
+    beam.turn_on()
+    beam.turn_off(clock.now + 0.25)
+    clock.now += 10
+    beam.turn_on()
+    assert beam.fluence_e_per_A2 == pytest.approx(140 + 50)
+    beam.turn_off()
     # On again before it had moved: it was never off.
     beam.turn_on()
     clock.now += 1
@@ -72,7 +79,7 @@ def test_a_late_blanker_counts_until_it_has_moved(clock: Clock):
     clock.now += 0.1
     beam.turn_on()
     clock.now += 1
-    assert beam.fluence_e_per_A2 == pytest.approx(140 + 200 * 2.1)
+    assert beam.fluence_e_per_A2 == pytest.approx(190 + 200 * 2.1)
 
 
 def test_off_in_the_past_takes_back_what_the_answer_took(clock: Clock):
