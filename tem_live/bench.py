@@ -33,6 +33,7 @@ REPEATS = 20
 RESTORE_S = 3.0
 TRIAL_S = 4.0
 SLOWEST_MS = 30e3
+TURNS = 12
 PEERS = ("unet_resnet18", "cgrdn")
 
 
@@ -60,7 +61,9 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         this machine, random weights; null where one would take minutes), ``ceiling_gmac_s``
         (products of a large float32 matrix product), ``ceiling_fraction`` (share of these that
         the model's convolutions reach, counted as in float32; null for a model without),
-        ``precision`` (what the model computes in), ``peers_skipped`` (peers that would take
+        ``core_ms`` (time of one core for a frame, of the model, of the model in float32 and of the
+        quicker peer, one after the other in turns; hardly changed by other programs; null on a
+        GPU), ``precision`` (what the model computes in), ``peers_skipped`` (peers that would take
         minutes, with the ms that were expected of a frame), ``recorded_fps`` (as
         ``end_to_end_fps``, raw and restored frames being recorded) and ``allocations_per_frame``
         of the restorer: ``page_faults`` (null on Windows; 0 where memory is used again) and
@@ -74,8 +77,10 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
     ]
     profile = load_profile("sim", overrides)
     stages, restore_fps, gmac, about = _stages(profile, size)
-    peers, skipped = _peers_fps(size, profile.restorer.device)
-    fps = {model: restore_fps, **peers}
+    peers = _peers(profile.restorer.device)
+    ring = FrameRing(open_backend(str(peers[PEERS[0]].device)), 4, (size, size), np.dtype("u2"))
+    peers_fps, skipped = _peers_fps(peers, ring)
+    fps = {model: restore_fps, **peers_fps}
     ceiling = _ceiling_gmac_s(profile.restorer.device)
     # The simulated camera runs on the same processor.
     end_to_end, trial = _end_to_end(overrides, 1.1 / (1.0 / restore_fps + 5e-4 * stages["driver"]))
@@ -89,6 +94,7 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         "stages_ms": {name: round(value, 3) for name, value in stages.items()},
         "restore_fps": {name: rate and round(rate, 3) for name, rate in fps.items()},
         **about,
+        "core_ms": _core_ms_of(model, peers, skipped, size) if trial["device"] == "cpu" else None,
         "peers_skipped": skipped,
         "end_to_end_fps": end_to_end,
         "recorded_fps": recorded,
@@ -195,32 +201,74 @@ def _torch_bytes(work: Callable[[], object]) -> int:
     return sum(max(0, event.self_cpu_memory_usage) for event in seen.events() or ())
 
 
-def _peers_fps(size: int, device: str) -> tuple[dict[str, float | None], dict[str, float]]:
-    """Frames per second of the networks of the two papers, as they would run in the pipeline.
-
-    And the expected ms of a frame of those that are too slow to wait for.
-    """
+def _peers(device: str) -> dict[str, Restorer]:
+    """The networks of the two papers with random weights."""
     from tem_live.models import ModelCard
     from tem_live.models.cgrdn import CGRDN, CgrdnRestorer
     from tem_live.models.restorers import resolve_device
     from tem_live.models.unet_resnet18 import UnetResNet18, UnetResNet18Restorer
 
     place = resolve_device(device)
-    makers: dict[str, Callable[[ModelCard], Restorer]] = {
-        "unet_resnet18": lambda card: UnetResNet18Restorer(card, place, UnetResNet18()),
-        "cgrdn": lambda card: CgrdnRestorer(card, place, CGRDN()),
+    unet, cgrdn = (ModelCard(name=n, title=n, kind="network", noise="any") for n in PEERS)
+    return {
+        "unet_resnet18": UnetResNet18Restorer(unet, place, UnetResNet18()),
+        "cgrdn": CgrdnRestorer(cgrdn, place, CGRDN()),
     }
-    ring = FrameRing(open_backend(place), 4, (size, size), np.dtype(np.uint16))
+
+
+def _peers_fps(
+    peers: dict[str, Restorer], ring: FrameRing
+) -> tuple[dict[str, float | None], dict[str, float]]:
+    """Frames per second of the peers, as they would run in the pipeline.
+
+    And the expected ms of a frame of those that are too slow to wait for.
+    """
     fps: dict[str, float | None] = {}
     skipped: dict[str, float] = {}
-    for name in PEERS:
-        restorer = makers[name](ModelCard(name=name, title=name, kind="network", noise="any"))
+    for name, restorer in peers.items():
         one_ms = _first_ms(restorer, ring)
         if one_ms < SLOWEST_MS:
             fps[name] = _restore_fps(restorer, ring, one_ms)
         else:
             fps[name], skipped[name] = None, round(one_ms)
     return fps, skipped
+
+
+def _core_ms_of(
+    model: str, peers: dict[str, Restorer], skipped: dict[str, float], size: int
+) -> dict[str, float]:
+    from tem_live.models import load_restorer
+
+    taking_part = {model: load_restorer(model, device="cpu")}
+    if taking_part[model].precision != "float32":
+        taking_part[f"{model} in float32"] = load_restorer(model, "cpu", "float32")
+    # The slow ones would take minutes more: their frames per second must do.
+    quick = {name: peer for name, peer in peers.items() if name not in skipped and name != "cgrdn"}
+    return _core_ms({**taking_part, **quick}, size)
+
+
+def _core_ms(restorers: dict[str, Restorer], size: int) -> dict[str, float]:
+    """Time of one core for a frame: the best of some turns, in each of which all have one.
+
+    It counts what the processor did for this program, not what others had of it meanwhile.
+    """
+    import torch
+
+    frame = np.random.default_rng(1).poisson(5.0, (size, size)).astype(np.float32)
+    out = np.empty_like(frame)
+    before = torch.get_num_threads()
+    set_arithmetic_threads(1)
+    times: dict[str, list[float]] = {name: [] for name in restorers}
+    try:
+        for turn in range(TURNS + 1):
+            for name, restorer in restorers.items():
+                began = time.thread_time()
+                restorer.restore(frame, out=out)
+                if turn:
+                    times[name].append(1e3 * (time.thread_time() - began))
+    finally:
+        set_arithmetic_threads(before)
+    return {name: round(min(found), 2) for name, found in times.items()}
 
 
 def _first_ms(restorer: Restorer, ring: FrameRing) -> float:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tem_live.bench import _page_faults, _torch_bytes
+from tem_live.bench import _core_ms, _page_faults, _torch_bytes
 from tem_live.bench_scaling import Cost, cost_by_size, draw
 
 
@@ -72,3 +72,18 @@ def test_bytes_of_torch_are_counted():
 
     assert _torch_bytes(lambda: torch.ones(1000)) >= 4000
     assert _torch_bytes(lambda: None) == 0
+
+
+def test_time_of_a_core_is_taken_in_turns(monkeypatch):
+    class Counting:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def restore(self, counts, out):
+            turns.append(self.name)
+
+    turns: list[str] = []
+    monkeypatch.setattr("tem_live.bench.TURNS", 2)
+    found = _core_ms({"a": Counting("a"), "b": Counting("b")}, 16)
+    assert turns == ["a", "b"] * 3
+    assert set(found) == {"a", "b"}
