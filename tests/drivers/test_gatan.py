@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tem_live.drivers import gatan_dm
 from tem_live.drivers import gatan_wire as wire
-from tem_live.drivers.gatan import GatanCamera, GatanOptions
+from tem_live.drivers.gatan import FAMILY, GatanCamera, GatanOptions
 from tem_live.drivers.protocols import CameraSettings, CameraState
 from tem_live.errors import (
     DeviceTimeoutError,
@@ -330,6 +330,13 @@ def test_one_that_dies_while_it_is_read_leaves_nothing_behind(
 def test_a_camera_that_is_not_there_is_named(server: GatanServer):
     with pytest.raises(NotConnectedError, match="has 2 cameras"):
         camera_of(server.port, camera=2).open()
+
+
+def test_doctor_sees_it_come_and_go():
+    assert FAMILY.reach is not None
+    with GatanServer() as server:
+        assert FAMILY.reach({"port": server.port})
+    assert not FAMILY.reach({"port": server.port})
 
 
 def test_the_read_mode_of_a_k2_is_set(server: GatanServer, cameras: list[GatanCamera]):

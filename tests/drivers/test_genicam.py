@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tem_live.drivers import genicam_viva
-from tem_live.drivers.genicam import GenICamCamera, GenICamOptions
+from tem_live.drivers.genicam import FAMILY, GenICamCamera, GenICamOptions
 from tem_live.drivers.genicam_link import Block, Numbers, Value, plane
 from tem_live.drivers.protocols import CameraSettings, CameraState
 from tem_live.errors import (
@@ -127,6 +127,11 @@ class TestProducer:
         with pytest.raises(NotConnectedError, match=said) as caught:
             GenICamCamera(GenICamOptions(producer=viky, device=device)).open()
         assert "\n" not in str(caught.value)
+
+    def test_doctor_finds_it(self, viky: str):
+        assert FAMILY.reach is not None
+        assert FAMILY.reach({"producer": viky})
+        assert FAMILY.reach({"producer": viky, "device": VIKY})
 
     def test_interrupts_stay_with_the_program(self, viky: str, cameras: list[GenICamCamera]):
         before = signal.getsignal(signal.SIGINT)
@@ -280,6 +285,14 @@ class TestGigeVision:
             meta = camera.read_into(buffer, 5.0)
             assert (meta.sequence, meta.exposure_s, meta.raw["gain"]) == (index, 0.01, 6.0)
             np.testing.assert_array_equal(buffer, picture(meta.raw["block"], SHAPE))
+
+    def test_doctor_sees_it_come_and_go(self, gige: GigePeer, tmp_path: Path):
+        assert FAMILY.reach is not None
+        assert FAMILY.reach({"route": "gige"})
+        assert not FAMILY.reach({"route": "gige", "device": "another"})
+        gige.end()
+        assert not FAMILY.reach({"route": "gige"})
+        gige.__init__(tmp_path / "again.txt")  # type: ignore[misc]
 
     def test_what_the_camera_refuses_is_named_and_changes_nothing(
         self, gige: GigePeer, cameras: list[GenICamCamera]
