@@ -182,7 +182,7 @@ def own_recipe(
             "loss": {"name": "noisy-target"},
             "optim": {
                 "max_minutes": minutes,
-                "learning_rate": 1e-4,
+                "learning_rate": 6e-4,
                 "warmup_steps": 20,
                 "ema": 0.99,
                 "checkpoint_minutes": 2.0,

@@ -118,7 +118,7 @@ class OwnRecipe(_Strict):
     offset_counts: float = 0.0
     reduce: int = Field(default=1, ge=1, description="pixels of a side that become one")
     held_out: float = Field(default=0.2, gt=0.0, le=0.5)
-    simulated: float = Field(default=0.5, ge=0.0, le=1.0, description="share of simulated scenes")
+    simulated: float = Field(default=0.25, ge=0.0, le=1.0, description="share of simulated scenes")
 
 
 class MachineRecipe(_Strict):
