@@ -100,7 +100,8 @@ class Ledger:
     profile : str
         Name of the instrument's profile.
     on_error : callable of RecordingError
-        Called once when the ledger cannot be written; bookings go on in memory.
+        Called once, on a thread of the ledger, when it cannot be written; bookings go on in
+        memory.
     folder : Path, optional
         Where ledgers are; by default the user's data folder.
 
@@ -132,11 +133,12 @@ class Ledger:
         """File of this session, once something was booked."""
         self._total = 0.0
         self._file: io.FileIO | None = None
-        self._broken = False
+        self._error: RecordingError | None = None
         self._closed = False
         self._lock = threading.Lock()
         self._dirty = threading.Event()
-        self._ending = threading.Event()
+        self._urgent = threading.Event()
+        self._ending = False
         self._syncer: threading.Thread | None = None
 
     @property
@@ -201,7 +203,8 @@ class Ledger:
 
     def close(self) -> None:
         """Force the rest onto the disk and close the file; idempotent."""
-        self._ending.set()
+        self._ending = True
+        self._urgent.set()
         self._dirty.set()
         if self._syncer is not None:
             self._syncer.join()
@@ -218,7 +221,7 @@ class Ledger:
         with self._lock:
             booked = max(total - self._total, 0.0)
             self._total = max(total, self._total)
-            error = self._put(
+            self._put(
                 {
                     **what,
                     "time_s": time.time(),
@@ -227,33 +230,28 @@ class Ledger:
                     "source": source,
                 }
             )
-        self._tell(error)
 
     def _write(self, entry: dict[str, Any]) -> None:
         with self._lock:
-            error = self._put(entry)
-        self._tell(error)
+            self._put(entry)
 
-    def _tell(self, error: RecordingError | None) -> None:
-        # With no lock held: whoever is told blanks the beam, which comes back here.
-        if error is not None:
-            self._on_error(error)
-
-    def _put(self, entry: dict[str, Any]) -> RecordingError | None:
-        if self._broken or self._closed:
-            return None
+    def _put(self, entry: dict[str, Any]) -> None:
+        if self._error is not None or self._closed:
+            return
+        if self._syncer is None:
+            self._syncer = threading.Thread(target=self._sync, name="tem-live ledger", daemon=True)
+            self._syncer.start()
         try:
             if self._file is None:
                 self._file = self._begin()
             _put_line(self._file, entry)
         except OSError as error:
-            self._broken = True
-            return RecordingError(
+            self._error = RecordingError(
                 f"the dose ledger {self.path or self._folder} cannot be written: "
                 f"{error.strerror or error}; from here on the dose is counted in memory alone"
             )
+            self._urgent.set()
         self._dirty.set()
-        return None
 
     def _begin(self) -> io.FileIO:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -278,20 +276,21 @@ class Ledger:
                 "before_e_per_A2": _digits(self.before_e_per_A2),
             },
         )
-        self._syncer = threading.Thread(target=self._sync, name="tem-live ledger", daemon=True)
-        self._syncer.start()
         return file
 
     def _sync(self) -> None:
-        # Not on the thread that books: forcing a line onto the disk can take longer than a frame.
-        while not self._ending.is_set():
+        # Not on the thread that books: forcing a line onto the disk can take longer than a frame,
+        # and whoever is told of an error blanks the beam, which is booked here again.
+        while self._error is None and not self._ending:
             self._dirty.wait()
             self._dirty.clear()
             file = self._file
             if file is not None:
                 with contextlib.suppress(OSError, ValueError):
                     os.fsync(file.fileno())
-            self._ending.wait(SYNC_S)
+            self._urgent.wait(SYNC_S)
+        if self._error is not None:
+            self._on_error(self._error)
 
 
 def ledger_folder() -> Path:

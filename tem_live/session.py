@@ -139,6 +139,7 @@ class Session:
         self.profile = profile
         self._lock = threading.RLock()
         self._beam_lock = threading.Lock()
+        self._noting = threading.RLock()
         self._closed = False
         self._lost = False
         self._recording: Path | None = None
@@ -1272,7 +1273,8 @@ class Session:
         if calibration is not None:
             rate = calibration.rate(told, self._spot_size, self._magnification)
         self._account.set_rate(rate, since_s)
-        self._beam = replace(self._beam, dose_rate_e_per_A2_s=rate)
+        with self._noting:
+            self._beam = replace(self._beam, dose_rate_e_per_A2_s=rate)
 
     def _rate_e_per_px_s(self) -> float | None:
         """Incident dose rate of an unbinned pixel in e-/px/s, where it is known."""
@@ -1298,17 +1300,19 @@ class Session:
             blanker.set_blanked(blanked)
             answered_s = self._account.clock.now()
         finally:
-            # After a failure above all: what is not known to be blanked counts as not blanked.
-            try:
-                off = blanker.blanked
-            except DeviceError:
-                off = False
-            self._beam = replace(self._beam, blanked=off)
-            if off:
-                self._account.beam_off(answered_s)
-            else:
-                self._account.beam_on()
-                self._account.recheck()
+            # Of two threads that command at the same time, the later one notes what is.
+            with self._noting:
+                # After a failure above all: what is not known to be blanked is not blanked.
+                try:
+                    off = blanker.blanked
+                except DeviceError:
+                    off = False
+                self._beam = replace(self._beam, blanked=off)
+                if off:
+                    self._account.beam_off(answered_s)
+                else:
+                    self._account.beam_on()
+                    self._account.recheck()
 
     def _read_beam(self) -> None:
         blanker = self._parts.blanker

@@ -335,6 +335,32 @@ def test_frames_raises_what_ended_the_run(fake_session: Opener, camera: FakeCame
         list(session.frames(5))
 
 
+def test_who_blanks_and_unblanks_at_once_leaves_booked_what_is(
+    fake_session: Opener, column: FakeColumn, monkeypatch: pytest.MonkeyPatch
+):
+    session = fake_session()
+    session.blanked = False
+    others: list[threading.Thread] = []
+
+    def look(column: FakeColumn) -> bool:
+        seen = column._blanked
+        if seen and not others:
+            # Another thread unblanks just after this one has looked.
+            others.append(threading.Thread(target=lambda: session._set_blanked(False)))
+            others[0].start()
+            others[0].join(0.2)
+        return seen
+
+    monkeypatch.setattr(FakeColumn, "blanked", property(look))
+    session._set_blanked(True)
+    others[0].join(10)
+    assert not column._blanked
+    assert session.blanked is False
+    assert session._account.clock.on
+    session.blanked = True
+    assert not session._account.clock.on
+
+
 def test_a_blanker_that_does_not_answer_is_shouted_about(fake_session: Opener, column: FakeColumn):
     session = fake_session()
     session.start()
