@@ -194,11 +194,12 @@ def _page_faults(work: Callable[[], object], repeats: int = 5) -> float | None:
 
 def _torch_bytes(work: Callable[[], object]) -> int:
     """Bytes of host memory that torch asks its allocator for in one call."""
-    from torch.profiler import ProfilerActivity, profile
+    from torch.autograd.profiler import profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(profile_memory=True, use_kineto=False) as seen:
         work()
-    return sum(max(0, event.self_cpu_memory_usage) for event in seen.events() or ())
+    events = seen.function_events or ()
+    return sum(max(0, event.self_cpu_memory_usage) for event in events)
 
 
 def _peers(device: str) -> dict[str, Restorer]:
