@@ -119,7 +119,8 @@ def write(
     target = folder / f"step-{step:07d}"
     before = latest(folder)
     if before is not None and before.folder == target:
-        return target  # this step is safe already
+        # Another run's, or this one's: what the pointer names is not touched before it moves.
+        target = target.with_name(f"{target.name}-again")
     # A kill may have left half of it.
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

@@ -136,6 +136,16 @@ def test_large_networks_are_kept_in_files_of_16_mb(tmp_path: Path) -> None:
     assert {name: float(t[0]) for name, t in tensors.items()} == {f"w{i}": i for i in range(9)}
 
 
+def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
+    for value in (1.0, 2.0, 3.0):
+        tensors = {"w": torch.full((4,), value)}
+        lightning_checkpoint.write(tmp_path, {"network": tensors}, step=7, seconds=value, recipe={})
+        found = lightning_checkpoint.latest(tmp_path)
+        assert found is not None
+        assert float(found.tensors("network")["w"][0]) == found.seconds == value
+        assert len(list(tmp_path.glob("step-*"))) == 1
+
+
 @pytest.mark.parametrize("text", ["{", "{}", '{"folder": "step-9", "step": 9, "seconds": 1}'])
 def test_a_broken_pointer_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "latest.json").write_text(text, encoding="utf-8")
