@@ -1,0 +1,1 @@
+"""Scenes kept as files, so that figures stay comparable."""
