@@ -307,7 +307,7 @@ class _NetworkRestorer(Restorer):
     def _restore_finite(self, frame: torch.Tensor, mean: float, out: torch.Tensor) -> None:
         import torch
 
-        from tem_live.models.spectrum import bragg_part
+        from tem_live.models.spectrum import bragg_part, lattice_part
         from tem_live.models.waves import lattice_waves
 
         height, width = frame.shape
@@ -332,6 +332,18 @@ class _NetworkRestorer(Restorer):
             # Noise-free almost everywhere (a synthetic frame): nothing to remove.
             out.copy_(frame)
             return
+        # A lattice beyond doubt: the network restores what else there is.
+        lattice = lattice_part((frame - mean) / sigma)
+        rest = frame
+        if lattice is not None:
+            lattice = (lattice - lattice.mean()).mul_(sigma)
+            rest = frame - lattice
+            padded = self._fit(rest)
+            blocks = _blocks(padded)
+            sigma, vector = self._noise(blocks, mean)
+            if sigma == 0.0:
+                out.copy_(frame)
+                return
         blocks = (blocks - mean) / sigma
         parts = [blocks]
         if self._network.waves:
@@ -341,11 +353,13 @@ class _NetworkRestorer(Restorer):
         else:
             restored = self._run(blocks, vector, *parts[1:])
         image = _image(restored)[:height, :width]
-        periodic = bragg_part((frame - mean) / sigma - image)
+        periodic = bragg_part((rest - mean) / sigma - image)
         if periodic is not None:
             image = image + periodic
         shift = mean - sigma * float(image.mean())
         torch.add(torch.tensor(shift, device=out.device), image, alpha=sigma, out=out)
+        if lattice is not None:
+            out += lattice
 
     def _fit(self, frame: torch.Tensor) -> torch.Tensor:
         step = self._network.multiple

@@ -15,12 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["bragg_part"]
+__all__ = ["bragg_part", "lattice_part"]
 
 # Power over that of the noise. Noise alone is above x with a chance of exp(-x).
 _SURE = 16.0
 # Next to a sure coefficient: the flanks of a peak widened by strain or a small crystal.
 _BESIDE = 3.0
+# Power over that of the coefficients around it, in all directions: edges and gratings reach
+# less than the first, which the clearest peak of a lattice exceeds; its others exceed the second.
+_LATTICE = 250.0
+_PEAK = 20.0
+# Gratings of holes have longer periods than this, where a lattice is worth imaging at all.
+_LONGEST_LATTICE_PX = 20.0
+# Where to look around a coefficient, and how many of them at the most.
+_AROUND, _CORE = 12, 3
+_CANDIDATES = 2048
 # Longer periods are the network's own; there a background would count as a peak.
 _LONGEST_PX = 40.0
 _SMALLEST_PX = 64
@@ -56,26 +65,92 @@ def bragg_part(residual: Tensor) -> Tensor | None:
     along the frequencies, taken of the logarithm, on which a few peaks have no weight. On the axes,
     where streaks are, a peak must stand out of its neighbours along the axis too.
     """
-    height, width = residual.shape
+    found = _excess(residual, _LONGEST_PX)
+    if found is None:
+        return None
+    spectrum, _, excess = found
+    sure = excess > _SURE
+    if not bool(sure.any()):
+        return None
+    return _waves(residual, spectrum, excess, sure)
+
+
+def lattice_part(frame: Tensor) -> Tensor | None:
+    """Part of a frame that is a lattice beyond doubt: sharp peaks on an even ground.
+
+    A network has less to do, and does it better, where this is taken out of the frame before and
+    added to what it restored. Edges, gratings of holes and textures have strong coefficients too,
+    but so have those beside them: they are left to the network.
+
+    Parameters
+    ----------
+    frame : Tensor
+        float32 (H, W), mean 0, in units of the noise's standard deviation.
+
+    Returns
+    -------
+    Tensor or None
+        float32 (H, W); None where there is no lattice.
+    """
+    found = _excess(frame, _LONGEST_LATTICE_PX)
+    if found is None:
+        return None
+    spectrum, log, excess = found
+    sure = excess > _SURE
+    places = sure.nonzero()
+    if not len(places):
+        return None
+    if len(places) > _CANDIDATES:
+        strongest = excess[sure].topk(_CANDIDATES).indices
+        places = places[strongest]
+    sharp = _over_surroundings(log, places)
+    if float(sharp.max()) < _LATTICE:
+        return None
+    places = places[sharp > _PEAK]
+    peaks = torch.zeros_like(sure)
+    peaks[places[:, 0], places[:, 1]] = True
+    return _waves(frame, spectrum, excess, peaks)
+
+
+def _excess(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Spectrum, logarithm of its power, and its power over that of the noise."""
+    height, width = image.shape
     if min(height, width) < _SMALLEST_PX:
         return None
-    spectrum = torch.fft.rfft2(residual, norm="ortho")
+    spectrum = torch.fft.rfft2(image, norm="ortho")
     power = spectrum.real.square() + spectrum.imag.square()
     log = power.clamp_min(1e-12).log()
     floor = torch.maximum(log.mean(dim=0)[None, :], log.mean(dim=1)[:, None])
     floor = floor.add_(_EULER).exp_().clamp_min_(0.5)
-    fy = torch.fft.fftfreq(height, device=residual.device).square_()[:, None]
-    fx = torch.fft.rfftfreq(width, device=residual.device).square_()[None, :]
-    excess = power.div_(floor).mul_(fy + fx > _LONGEST_PX**-2)
+    fy = torch.fft.fftfreq(height, device=image.device).square_()[:, None]
+    fx = torch.fft.rfftfreq(width, device=image.device).square_()[None, :]
+    excess = power.div_(floor).mul_(fy + fx > longest_px**-2)
     _sharp_on_the_axes(excess, log, width)
-    sure = excess > _SURE
-    if not bool(sure.any()):
-        return None
-    keep = _within_two(sure).logical_and_(excess > _BESIDE)
-    spectrum = spectrum.masked_fill_(keep.logical_not_(), 0.0)
-    waves = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
-    out: Tensor = waves.mul_(_where(residual, waves))
+    return spectrum, log, excess
+
+
+def _waves(image: Tensor, spectrum: Tensor, excess: Tensor, peaks: Tensor) -> Tensor:
+    """The peaks with their flanks, transformed back, where the image really contains them."""
+    keep = _within_two(peaks).logical_and_(excess > _BESIDE)
+    spectrum = spectrum.masked_fill(keep.logical_not_(), 0.0)
+    waves = torch.fft.irfft2(spectrum, s=image.shape, norm="ortho")
+    out: Tensor = waves.mul_(_where(image, waves))
     return out
+
+
+def _over_surroundings(log: Tensor, places: Tensor) -> Tensor:
+    """Power at places (n, 2) over the mean of the coefficients around each, in all directions."""
+    height, columns = log.shape
+    steps = torch.arange(-_AROUND, _AROUND + 1, device=log.device)
+    dy, dx = torch.meshgrid(steps, steps, indexing="ij")
+    ring = (dy.abs() > _CORE) | (dx.abs() > _CORE)
+    y, x = places[:, :1] + dy[ring], places[:, 1:] + dx[ring]
+    # Beyond either end of the half spectrum lies the other half, turned by half a turn.
+    below, beyond = x < 0, x > columns - 1
+    y = torch.where(below | beyond, -y, y) % height
+    x = torch.where(below, -x, torch.where(beyond, 2 * (columns - 1) - x, x)).clamp_(0, columns - 1)
+    floor = log[y, x].mean(dim=1)
+    return (log[places[:, 0], places[:, 1]] - floor - _EULER).exp_()
 
 
 def _sharp_on_the_axes(excess: Tensor, log: Tensor, width: int) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tem_live import models
-from tem_live.models import cameras
-from tem_live.models.spectrum import bragg_part
+from tem_live.models import cameras, scores, testscenes
+from tem_live.models.spectrum import bragg_part, lattice_part
 
 
 def lattice(height: int, width: int, period: float = 7.3) -> np.ndarray:
@@ -79,6 +79,32 @@ def test_faults_along_columns_are_not_kept() -> None:
     frame = faults + np.random.default_rng(5).standard_normal((256, 256), dtype=np.float32)
     part = bragg_part(torch.from_numpy(frame))
     assert part is None or float(part.std()) < 0.05
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (201, 333)])
+def test_a_lattice_is_taken_out_of_a_frame(shape: tuple[int, int]) -> None:
+    truth = 0.8 * lattice(*shape)
+    noise = np.random.default_rng(6).standard_normal(shape, dtype=np.float32)
+    part = lattice_part(torch.from_numpy(truth + noise))
+    assert part is not None
+    assert float(((part.numpy() - truth) ** 2).mean()) < 0.3 * float((truth**2).mean())
+
+
+def test_edges_gratings_and_noise_are_no_lattice() -> None:
+    y, x = np.mgrid[0:512, 0:512]
+    random = np.random.default_rng(7)
+    noise = random.standard_normal((512, 512))
+    bar = 3.0 * (np.abs(x + 0.05 * y - 200) < 40)
+    holes = 0.7 * (np.hypot(x % 58 - 29, y % 58 - 29) < 19)
+    for scene in (0.0, bar, holes, bar + holes):
+        assert lattice_part(torch.from_numpy((scene + noise).astype(np.float32))) is None
+
+
+def test_the_shipped_restorer_makes_more_of_a_lattice_than_blurring() -> None:
+    fast = models.load_restorer("fast", "cpu")
+    truth = 5.0 * testscenes.reference_scene("boundary", 384, seed=4)
+    frame = np.random.default_rng(8).poisson(truth).astype(np.float32)
+    assert scores.error_ratio(truth, frame, fast.restore(frame)) < 0.45
 
 
 def test_small_and_silent_residuals() -> None:
