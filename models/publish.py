@@ -132,12 +132,17 @@ def publish(
     version: str = "1",
     limits: Sequence[str] = (),
     training: str = "",
+    views: bool = False,
 ) -> ModelCard:
-    """Copy ``<source>/<name>.safetensors`` into `target` and write its card."""
+    """Copy ``<source>/<name>.safetensors`` into `target` and write its card.
+
+    With ``views`` it is run on all `tem_live.models.views.VIEWS` of a frame.
+    """
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     from tem_live.models.network import DoseUNet
+    from tem_live.models.views import VIEWS
 
     recipe = load_recipe(recipe_path)
     weights = source / f"{recipe.name}.safetensors"
@@ -163,6 +168,7 @@ def publish(
         title=title,
         version=version,
         default=default,
+        kind="views" if views else "network",
         modality="TEM and STEM, single frames, any specimen; simulated training scenes only",
         doses_e_per_px=data.dose_range,
         pixel_sizes="any: nothing depends on the pixel size, features of 2.6 to 100 px were seen",
@@ -173,7 +179,7 @@ def publish(
             "each frame, no calibration is needed beyond counts per electron"
         ),
         parameters=sum(p.numel() for p in network.parameters()),
-        gmac_512=round(count_gmac(network), 2),
+        gmac_512=round(count_gmac(network) * (len(VIEWS) if views else 1), 2),
         receptive_field_px=receptive_field_px(network),
         architecture=shape,
         scores=tuple(scores),
@@ -196,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--title", required=True)
     parser.add_argument("--version", default="1")
     parser.add_argument("--default", action="store_true")
+    parser.add_argument("--views", action="store_true", help="run it on twelve views of a frame")
     parser.add_argument("--training", default="", help="how the weights came about, if not simply")
     parser.add_argument("--limit", action="append", default=[], help="a sentence for the card")
     parser.add_argument(
@@ -222,6 +229,7 @@ def main(argv: list[str] | None = None) -> int:
             version=options.version,
             limits=options.limit,
             training=options.training,
+            views=options.views,
         )
     except TemLiveError as error:
         sys.stderr.write(f"error: {error}\n")

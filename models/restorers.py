@@ -73,16 +73,6 @@ _GAUSSIAN = ModelCard(
     ),
 )
 _GAUSSIAN_SIGMA_PX = 2.0
-_BEST = ModelCard(
-    name="best",
-    title="The default restorer, mean of twelve views of the frame: for files, and for a GPU",
-    kind="views",
-    noise="any",
-    limits=(
-        "Takes twelve times the time of the default restorer.",
-        "What the default restorer does not see, it does not see from any side.",
-    ),
-)
 _VIDEO = ModelCard(
     name="video",
     title="The default restorer with the frames before, moved with the specimen",
@@ -592,7 +582,7 @@ def list_restorers() -> list[ModelCard]:
     """Cards of all restorers that are installed, the default first; no weights are loaded."""
     cards = [read_card(path) for path in sorted(_WEIGHTS.glob("*.json"))]
     cards.sort(key=lambda card: not card.default)
-    cards += [_BEST, _VIDEO, _GAUSSIAN, _NONE]
+    cards += [_VIDEO, _GAUSSIAN, _NONE]
     taken = {card.name for card in cards}
     cards += [card for name, card in _imported().items() if name not in taken]
     taken |= {card.name for card in cards}
@@ -643,10 +633,6 @@ def load_restorer(
     text = os.fspath(name_or_path)
     if text in ("none", "raw", "identity"):
         return _NoneRestorer(_NONE, resolve_device(device))
-    if text == "best":
-        from tem_live.models.views import ViewsRestorer
-
-        return ViewsRestorer(_BEST, load_restorer(default_restorer(), device, precision))
     if text == "video":
         from tem_live.models.video import VideoRestorer
 
@@ -727,4 +713,9 @@ def _make_restorer(card: ModelCard, device: str, network: Any, precision: Precis
         return CgrdnRestorer(card, device, network)
     network = network.requires_grad_(False).eval().to(torch.device(device))
     network = network.to(memory_format=torch.channels_last)
-    return _NetworkRestorer(card, device, network, precision)
+    restorer = _NetworkRestorer(card, device, network, precision)
+    if card.kind == "views":
+        from tem_live.models.views import ViewsRestorer
+
+        return ViewsRestorer(card, restorer)
+    return restorer

@@ -52,6 +52,7 @@ class ViewsRestorer(Restorer):
     def __init__(self, card: ModelCard, single: Restorer) -> None:
         super().__init__(card, single.device)
         self._single = single
+        self.precision = single.precision
 
     def gmac(self, shape: tuple[int, int]) -> float | None:
         """See `Restorer.gmac`: that of the single restorer, once a view."""
