@@ -221,7 +221,8 @@ def test_bench_measures_every_stage_and_the_peers(invoke: Invoke, monkeypatch: p
     monkeypatch.setattr("tem_live.bench.RESTORE_S", 0.3)
     result = last_json(invoke("bench", "--size", "64", "--json")[1])
     assert set(result["stages_ms"]) == {
-        "driver", "upload", "calibrate", "restore", "analyse", "download", "record",
+        "driver", "upload", "calibrate", "restore", "analyse", "download", "display",
+        "record",
     }  # fmt: skip
     assert set(result["restore_fps"]) == {"fast", "unet_resnet18", "cgrdn"}
     assert all(ratio > 0 for ratio in result["peer_ratio"].values())
