@@ -9,8 +9,7 @@
 
 The pointer is moved last, so that a kill at any moment leaves the old checkpoint or the new one.
 No file is larger than `MOST_BYTES`: what does not fit goes on in ``network-2.safetensors`` and so
-on. Nothing in them knows of a device. The plain loop of `tem_live.models.training` reads and
-writes the same folders (of networks whose weights fit one file).
+on. Nothing in them knows of a device.
 
 This module imports torch; import it lazily.
 """
@@ -117,7 +116,10 @@ def write(
 ) -> Path:
     """Write a checkpoint and remove the one before; returns its folder."""
     target = folder / f"step-{step:07d}"
-    before = latest(folder)
+    try:
+        before = latest(folder)
+    except InputError:  # broken, and about to be replaced
+        before = None
     if before is not None and before.folder == target:
         # Another run's, or this one's: what the pointer names is not touched before it moves.
         target = target.with_name(f"{target.name}-again")

@@ -9,7 +9,6 @@ This module imports torch and Lightning; import it lazily.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -168,18 +167,12 @@ class RestorerModule(lightning.LightningModule):
     # -- the clock --------------------------------------------------------------------------
 
     def rate(self) -> float:
-        """Learning rate now: warm-up, then a cosine over the time or the steps."""
-        optim = self.recipe.optim
-        done = min(1.0, max(self.seconds / (60.0 * optim.max_minutes), self.step / optim.max_steps))
-        low = optim.final_fraction
-        cosine = low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done))
-        warm = min(1.0, (self.step + 1) / (optim.warmup_steps + 1))
-        return optim.learning_rate * cosine * warm
+        """Learning rate now."""
+        return self.recipe.optim.rate(self.step, self.seconds)
 
     def finished(self) -> bool:
         """Whether the time or the steps are used up."""
-        optim = self.recipe.optim
-        return self.step >= optim.max_steps or self.seconds >= 60.0 * optim.max_minutes
+        return self.recipe.optim.finished(self.step, self.seconds)
 
     def on_train_start(self) -> None:
         """Start the clock where the last run left it."""

@@ -183,8 +183,7 @@ def publish(
         receptive_field_px=receptive_field_px(network),
         architecture=shape,
         scores=tuple(scores),
-        training=training
-        or f"python -m tem_live.models.train {recipe_path.as_posix()} ({metadata['step']} steps)",
+        training=training or f"tem-live train {recipe_path.as_posix()} ({metadata['step']} steps)",
         recipe=recipe_path.read_text(encoding="utf-8"),
         sha256=sha256_of(placed),
         limits=tuple(limits),

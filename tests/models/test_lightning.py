@@ -80,15 +80,6 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         np.testing.assert_allclose(tensor, load_file(cut)[name], atol=4e-3)
 
 
-def test_the_plain_loop_and_lightning_read_each_others_checkpoints(tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    training.train(write_recipe(tmp_path), folder)
-    lightning_run.train(write_recipe(tmp_path, **steps(4)), folder, device="cpu", resume=True)
-    assert state(folder)["step"] == 4
-    training.train(write_recipe(tmp_path, **steps(5)), folder, resume=True)
-    assert state(folder)["step"] == 5
-
-
 def test_a_kill_while_saving_leaves_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
