@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from tem_live.drivers.direct_electron import DirectElectronCamera, DirectElectronOptions
 from tem_live.drivers.protocols import CameraSettings
 from tem_live.errors import DisconnectedError, NotConnectedError, RefusedError
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.reading import begin, read_on
 
 pytest.importorskip("deapi", reason="deapi is not installed")
 pytest.importorskip("de_twin", reason="de-twin is not installed")
@@ -117,12 +117,6 @@ def mean_counts(camera: DirectElectronCamera, exposure_s: float, frames: int = 5
     return float(np.mean(means))
 
 
-def read_on(camera: DirectElectronCamera, buffer: npt.NDArray[np.uint16]) -> None:
-    # What the server has sent already still comes.
-    for _ in range(1000):
-        camera.read_into(buffer, 5.0)
-
-
 def test_every_frame_of_a_long_series_comes_in_order_and_is_another_one(twin: Twin):
     camera = twin.camera()
     camera.open()
@@ -184,14 +178,12 @@ def test_no_server_is_said_in_one_line():
 def test_a_server_killed_in_mid_stream_is_noticed_and_found_again(mortal: Twin, tmp_path: Path):
     camera = mortal.camera()
     camera.open()
-    state = camera.configure(CameraSettings(0.05))
-    buffer = np.empty(state.frame_shape, state.dtype)
-    camera.start()
+    buffer = begin(camera, 0.05)
     camera.read_into(buffer, 60.0)
     mortal.end()
     began = time.monotonic()
     with pytest.raises(DisconnectedError, match="DE-Server"):
-        read_on(camera, buffer)
+        read_on(camera, buffer, at_most=1000)
     camera.stop()
     camera.close()
     assert time.monotonic() - began < 5
@@ -203,15 +195,13 @@ def test_a_server_killed_in_mid_stream_is_noticed_and_found_again(mortal: Twin, 
 def test_a_server_that_is_stuck_is_given_up(mortal: Twin):
     camera = mortal.camera(reply_timeout_s=1.0)
     camera.open()
-    state = camera.configure(CameraSettings(0.05))
-    buffer = np.empty(state.frame_shape, state.dtype)
-    camera.start()
+    buffer = begin(camera, 0.05)
     camera.read_into(buffer, 60.0)
     os.kill(mortal.process.pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
         with pytest.raises(DisconnectedError, match="DE-Server"):
-            read_on(camera, buffer)
+            read_on(camera, buffer, at_most=1000)
         camera.close()
         assert time.monotonic() - began < 12
     finally:

@@ -28,6 +28,7 @@ from tem_live.errors import (
     RefusedError,
 )
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.reading import fails_soon, read_on
 from tests.drivers.servers.gige import GigePeer, picture
 
 SHAPE = (64, 96)
@@ -53,12 +54,6 @@ def opened(
     roi = REGION if camera.capabilities.has_roi else None
     state = camera.configure(CameraSettings(exposure_s, roi=roi))
     return camera, state, np.empty(state.frame_shape, state.dtype)
-
-
-def read_on(camera: GenICamCamera, buffer: npt.NDArray[Any]) -> None:
-    # What was sent already still comes.
-    for _ in range(100_000):
-        camera.read_into(buffer, 5.0)
 
 
 # ------------------------------------------------------------------- the producer of the EMVA: viky
@@ -353,10 +348,8 @@ class TestGigeVision:
             else:
                 os.kill(peer.process.pid, signal.SIGSTOP)
             began = time.monotonic()
-            with pytest.raises(DisconnectedError, match=r"camera|VivaCam") as caught:
+            with fails_soon(DisconnectedError, r"camera|VivaCam", 5):
                 read_on(camera, buffer)
-            assert time.monotonic() - began < 5
-            assert "\n" not in str(caught.value)
             camera.close()
             assert time.monotonic() - began < 6
             assert set(threading.enumerate()) <= threads

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from tem_live.drivers import hamamatsu
 from tem_live.drivers.hamamatsu import HamamatsuCamera, HamamatsuOptions
-from tem_live.drivers.protocols import CameraSettings, FrameMeta
+from tem_live.drivers.protocols import CameraSettings
 from tem_live.errors import (
     DeviceTimeoutError,
     DisconnectedError,
@@ -23,6 +22,7 @@ from tem_live.errors import (
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.instruments import dcam
 from tests.drivers.instruments.dcam import Dcam
+from tests.drivers.reading import begin, fails_soon, read_on, take
 
 
 def make(fake: Dcam, **options: Any) -> HamamatsuCamera:
@@ -51,23 +51,6 @@ class TestHamamatsu(CameraConformance):
 
     def make_camera(self) -> HamamatsuCamera:
         return make(Dcam())
-
-
-def take(
-    camera: HamamatsuCamera, count: int, exposure_s: float = 0.005
-) -> tuple[list[npt.NDArray[Any]], list[FrameMeta]]:
-    state = camera.configure(CameraSettings(exposure_s))
-    frames = [np.empty(state.frame_shape, state.dtype) for _ in range(count)]
-    camera.start()
-    metas = [camera.read_into(frame, 2.0) for frame in frames]
-    camera.stop()
-    return frames, metas
-
-
-def read_on(camera: HamamatsuCamera, buffer: npt.NDArray[Any]) -> None:
-    """Until there is an error; what has arrived already is still delivered."""
-    for _ in range(100):
-        camera.read_into(buffer, 2.0)
 
 
 def test_structures_are_as_long_as_the_headers_say() -> None:
@@ -134,9 +117,7 @@ def test_what_is_not_fetched_in_time_is_counted(fake: Dcam) -> None:
     camera = make(fake, buffer_frames=8)
     camera.open()
     try:
-        state = camera.configure(CameraSettings(0.005))
-        buffer = np.empty(state.frame_shape, state.dtype)
-        camera.start()
+        buffer = begin(camera, 0.005)
         first = camera.read_into(buffer, 1.0).sequence
         while fake.sensor.exposures() < 30:
             time.sleep(0.005)
@@ -154,9 +135,7 @@ def test_a_lost_frame_that_dcam_tells_of(fake: Dcam, stamps: int, sequence: int)
     camera = make(fake)
     camera.open()
     try:
-        state = camera.configure(CameraSettings(0.3))
-        buffer = np.empty(state.frame_shape, state.dtype)
-        camera.start()
+        buffer = begin(camera, 0.3)
         fake.sensor.failing["dcamwait_start"] = dcam.LOSTFRAME
         with pytest.raises(DeviceTimeoutError):
             camera.read_into(buffer, 0.0)
@@ -178,27 +157,21 @@ def test_a_lost_frame_that_dcam_tells_of(fake: Dcam, stamps: int, sequence: int)
 def test_errors_of_a_run_are_named(
     camera: HamamatsuCamera, fake: Dcam, name: str, words: str
 ) -> None:
-    state = camera.configure(CameraSettings(0.02))
-    buffer = np.empty(state.frame_shape, state.dtype)
-    camera.start()
+    buffer = begin(camera)
     camera.read_into(buffer, 1.0)
     fake.sensor.failing[name] = 0x83001002
     with pytest.raises(DisconnectedError, match=words) as caught:
-        read_on(camera, buffer)
+        read_on(camera, buffer, at_most=100, timeout_s=2.0)
     assert "\n" not in str(caught.value)
     fake.sensor.failing.clear()
 
 
 def test_unplugged_amid_a_run(camera: HamamatsuCamera, fake: Dcam) -> None:
-    state = camera.configure(CameraSettings(0.02))
-    buffer = np.empty(state.frame_shape, state.dtype)
-    camera.start()
+    buffer = begin(camera)
     camera.read_into(buffer, 1.0)
     fake.sensor.present = False
-    began = time.monotonic()
-    with pytest.raises(DisconnectedError, match="NOCONNECTION"):
-        read_on(camera, buffer)
-    assert time.monotonic() - began < 5
+    with fails_soon(DisconnectedError, "NOCONNECTION", 5):
+        read_on(camera, buffer, at_most=100, timeout_s=2.0)
     camera.close()
 
 

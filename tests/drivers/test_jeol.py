@@ -22,6 +22,7 @@ from tem_live.errors import (
     RefusedError,
 )
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.reading import read_one
 
 HEIGHT, WIDTH = 48, 64
 
@@ -144,15 +145,6 @@ class TestJeol(CameraConformance):
 
     def make_camera(self) -> JeolCamera:
         return make(PyJem())
-
-
-def read_one(camera: JeolCamera, timeout_s: float = 5.0) -> npt.NDArray[Any]:
-    state = camera.configure(CameraSettings(0.01))
-    buffer = np.empty(state.frame_shape, state.dtype)
-    camera.start()
-    camera.read_into(buffer, timeout_s)
-    camera.stop()
-    return buffer
 
 
 # ------------------------------------------------------------------------------------- the camera

@@ -23,6 +23,7 @@ from tem_live.errors import (
     RefusedError,
 )
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.reading import fails_soon, read_on
 from tests.drivers.servers.libertem_live import Peer, free_port, program
 from tests.drivers.servers.merlin import MerlinServer, frame, message, picture, raw_frame
 
@@ -224,12 +225,6 @@ class TestKnownFrames:
         again.close()
 
 
-def read_on(camera: MerlinCamera, buffer: npt.NDArray[Any]) -> None:
-    # What was sent already still comes.
-    for _ in range(100_000):
-        camera.read_into(buffer, 5.0)
-
-
 # -------------------------------------------------------------------------------- a Merlin to break
 
 
@@ -332,11 +327,8 @@ def test_what_does_not_belong_there_is_named_and_gives_no_frame(
         server.send = lambda index, whole: sent
     camera.start()
     camera.read_into(buffer, 5.0)
-    began = time.monotonic()
-    with pytest.raises(DisconnectedError, match=said) as caught:
+    with fails_soon(DisconnectedError, said, 4):
         camera.read_into(buffer, 5.0)
-    assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 4
     np.testing.assert_array_equal(buffer, picture(0, state.frame_shape))
     # The same camera goes on when Merlin is well again.
     camera.stop()
@@ -352,10 +344,8 @@ def test_one_that_falls_silent_is_given_up(server: MerlinServer, part: int, said
     server.send = lambda index, whole: whole if index == 0 else whole[:part] if index == 1 else b""
     camera.start()
     camera.read_into(buffer, 5.0)
-    began = time.monotonic()
-    with pytest.raises(DisconnectedError, match=said):
+    with fails_soon(DisconnectedError, said, 4):
         camera.read_into(buffer, 5.0)
-    assert time.monotonic() - began < 4
     camera.close()
 
 

@@ -25,6 +25,7 @@ from tem_live.errors import (
     RefusedError,
 )
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.reading import fails_soon, read_on
 from tests.drivers.servers.serval import ServalServer, picture, streamed
 
 EXPOSURE_S = 0.01
@@ -57,12 +58,6 @@ def opened(
     camera.open()
     state = camera.configure(CameraSettings(EXPOSURE_S))
     return camera, state, np.empty(state.frame_shape, state.dtype)
-
-
-def read_on(camera: ServalCamera, buffer: npt.NDArray[Any]) -> None:
-    # What was sent already still comes.
-    for _ in range(1000):
-        camera.read_into(buffer, 5.0)
 
 
 class TestServal(CameraConformance):
@@ -138,11 +133,8 @@ def test_what_does_not_belong_there_is_named_and_gives_no_frame(
     server.send = lambda index, whole: whole if index == 0 else sent
     camera.start()
     camera.read_into(buffer, 5.0)
-    began = time.monotonic()
-    with pytest.raises(DisconnectedError, match=said) as caught:
+    with fails_soon(DisconnectedError, said, 4):
         camera.read_into(buffer, 5.0)
-    assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 4
     np.testing.assert_array_equal(buffer, picture(0, state.frame_shape))
     # The same camera goes on when Serval is well again.
     camera.stop()
@@ -177,10 +169,8 @@ def test_one_that_falls_silent_is_given_up(
     server.send = lambda index, whole: whole if index == 0 else whole[:part] if index == 1 else b""
     camera.start()
     camera.read_into(buffer, 5.0)
-    began = time.monotonic()
-    with pytest.raises(DisconnectedError, match=said):
+    with fails_soon(DisconnectedError, said, 4):
         camera.read_into(buffer, 5.0)
-    assert time.monotonic() - began < 4
 
 
 @pytest.mark.parametrize("how", ["stuck", "stopped"])
@@ -295,7 +285,7 @@ def test_one_that_dies_while_it_is_read_leaves_nothing_behind(
     server.end()
     began = time.monotonic()
     with pytest.raises(DisconnectedError, match="Serval"):
-        read_on(camera, buffer)
+        read_on(camera, buffer, at_most=1000)
     camera.close()
     assert time.monotonic() - began < 5
     assert set(threading.enumerate()) <= before

@@ -36,6 +36,7 @@ from tem_live.errors import (
     RefusedError,
 )
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.reading import read_on, read_one
 
 temscript = pytest.importorskip("temscript", reason="temscript is not installed")
 
@@ -134,19 +135,6 @@ def column(microscope: Microscope) -> Iterator[ThermoColumn]:
     column.open()
     yield column
     column.close()
-
-
-def read_one(camera: ThermoCamera, timeout_s: float = 5.0) -> npt.NDArray[Any]:
-    state = camera.configure(CameraSettings(0.01))
-    buffer = np.empty(state.frame_shape, state.dtype)
-    camera.start()
-    camera.read_into(buffer, timeout_s)
-    return buffer
-
-
-def read_on(camera: ThermoCamera, buffer: npt.NDArray[Any]) -> None:
-    while True:
-        camera.read_into(buffer, 5.0)
 
 
 # ------------------------------------------------------------------------------------- the camera

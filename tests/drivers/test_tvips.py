@@ -21,6 +21,7 @@ from tem_live.errors import (
     RefusedError,
 )
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.reading import read_one
 
 HEIGHT, WIDTH = 48, 64
 FOLDERS = {"top": 7, "tem_live": 8}
@@ -166,14 +167,6 @@ class TestTvips(CameraConformance):
         return make(Emmenu())
 
 
-def read_one(camera: TvipsCamera, timeout_s: float = 5.0) -> npt.NDArray[Any]:
-    state = camera.configure(CameraSettings(0.01))
-    buffer = np.empty(state.frame_shape, state.dtype)
-    camera.start()
-    camera.read_into(buffer, timeout_s)
-    return buffer
-
-
 def test_pixels_and_their_places(camera: TvipsCamera) -> None:
     rows, columns = np.indices((HEIGHT, WIDTH))
     assert np.array_equal(read_one(camera), 10 * rows + columns - 5)
@@ -222,10 +215,12 @@ def test_one_thread_uses_it(camera: TvipsCamera, emmenu: Emmenu) -> None:
     ("failing", "error", "words"),
     [
         (ComError(0x80004005, "camera not ready"), RefusedError, "camera not ready"),
+        # HRESULT_FROM_WIN32(ERROR_BUSY), winerror.h.
+        (ComError(0x800700AA, "The requested resource is in use"), RefusedError, "is in use"),
         (ComError(0x800706BA, "RPC server is unavailable"), DisconnectedError, "is gone"),
         (AttributeError("AcquireAndDisplayImage"), RefusedError, "works otherwise"),
     ],
-    ids=["refused", "gone", "another version"],
+    ids=["refused", "in use", "gone", "another version"],
 )
 def test_what_fails_is_named(
     camera: TvipsCamera,
