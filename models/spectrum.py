@@ -25,6 +25,9 @@ _BESIDE = 3.0
 # less than the first, which the clearest peak of a lattice exceeds; its others exceed the second.
 _LATTICE = 250.0
 _PEAK = 20.0
+# Peaks of a lattice have this share of its strongest coefficient, and at most this share of all
+# power is left beside them.
+_STRONG, _LEFT = 0.02, 0.06
 # Gratings of holes have longer periods than this, where a lattice is worth imaging at all.
 _LONGEST_LATTICE_PX = 20.0
 # Where to look around a coefficient, and how many of them at the most.
@@ -61,9 +64,10 @@ def bragg_part(residual: Tensor) -> Tensor | None:
     Notes
     -----
     The noise need not be white: the power of row streaks depends on the horizontal frequency
-    alone, that of column offsets on the vertical one. The floor is the larger of the two means
-    along the frequencies, taken of the logarithm, on which a few peaks have no weight. On the axes,
-    where streaks are, a peak must stand out of its neighbours along the axis too.
+    alone, that of column offsets on the vertical one, and that of noise which a detector blurred
+    is a product of the two. The floor is the largest of these three, from the means of the
+    logarithm along the frequencies, on which a few peaks have no weight. On the axes, where streaks
+    are, a peak must stand out of its neighbours along the axis too.
     """
     found = _excess(residual, _LONGEST_PX)
     if found is None:
@@ -109,7 +113,21 @@ def lattice_part(frame: Tensor) -> Tensor | None:
     places = places[sharp > _PEAK]
     peaks = torch.zeros_like(sure)
     peaks[places[:, 0], places[:, 1]] = True
-    return _waves(frame, spectrum, excess, peaks)
+    part = _waves(frame, spectrum, excess, peaks)
+    return part if _is_whole(spectrum, part) else None
+
+
+def _is_whole(spectrum: Tensor, part: Tensor) -> bool:
+    """Whether hardly anything but noise is left beside the peaks that make up the part.
+
+    The peaks of a crystal that is small, or bent, are wider than what is taken of them. The rest
+    would look like a lattice of its own around its edge.
+    """
+    taken = torch.fft.rfft2(part, norm="ortho")
+    power = taken.abs().square_()
+    beside = _within_two(_within_two(power > _STRONG * power.max()))
+    left = float((spectrum - taken)[beside].abs().square_().sum()) - float(beside.sum())
+    return left < _LEFT * float(power[beside].sum())
 
 
 def _excess(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -120,7 +138,9 @@ def _excess(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Tensor] |
     spectrum = torch.fft.rfft2(image, norm="ortho")
     power = spectrum.real.square() + spectrum.imag.square()
     log = power.clamp_min(1e-12).log()
-    floor = torch.maximum(log.mean(dim=0)[None, :], log.mean(dim=1)[:, None])
+    across, down = log.mean(dim=0)[None, :], log.mean(dim=1)[:, None]
+    floor = across + down - log.mean()
+    torch.maximum(floor, torch.maximum(across, down), out=floor)
     floor = floor.add_(_EULER).exp_().clamp_min_(0.5)
     fy = torch.fft.fftfreq(height, device=image.device).square_()[:, None]
     fx = torch.fft.rfftfreq(width, device=image.device).square_()[None, :]
@@ -200,24 +220,36 @@ def _where(residual: Tensor, waves: Tensor) -> Tensor:
 
     The waves of a small crystal run on through the vacuum around it. The projection of the
     residual on them, cell by cell, tells where they belong; where it is within its own standard
-    error it counts for nothing.
+    error it counts for nothing. Small cells show the crystal's edge, if they differ from the large
+    ones by more than their own standard error.
     """
+    large, variance = _amplitude(residual, waves, _CELL_PX)
+    square = large.square()
+    amplitude = large * square / (square + 2.0 * variance)
+    small, variance = _amplitude(residual, waves, _CELL_PX // 3)
+    difference = small - amplitude
+    square = difference.square()
+    return amplitude + difference * square / (square + 4.0 * variance)
+
+
+def _amplitude(residual: Tensor, waves: Tensor, cell_px: int) -> tuple[Tensor, Tensor]:
+    """Amplitude of the waves in three by three cells around each pixel, and its variance."""
     height, width = residual.shape
 
     def local(field: Tensor) -> Tensor:
         cells = functional.avg_pool2d(
-            field[None, None], _CELL_PX, ceil_mode=True, count_include_pad=False
+            field[None, None], cell_px, ceil_mode=True, count_include_pad=False
         )
         cells = functional.pad(cells, (1, 1, 1, 1), mode="replicate")
         return functional.avg_pool2d(cells, 3, stride=1)
 
+    def smooth(cells: Tensor) -> Tensor:
+        rows, columns = cells.shape[-2] * cell_px, cells.shape[-1] * cell_px
+        whole = functional.interpolate(
+            cells, size=(rows, columns), mode="bilinear", align_corners=False
+        )
+        return whole[0, 0, :height, :width]
+
     weight = local(waves * waves).clamp_min_(1e-9)
     amplitude = (local(residual * waves) / weight).clamp_(0.0, _MOST)
-    variance = 1.0 / (weight * (3 * _CELL_PX) ** 2)
-    square = amplitude * amplitude
-    amplitude = amplitude * square / (square + 2.0 * variance)
-    rows, columns = amplitude.shape[-2] * _CELL_PX, amplitude.shape[-1] * _CELL_PX
-    smooth = functional.interpolate(
-        amplitude, size=(rows, columns), mode="bilinear", align_corners=False
-    )
-    return smooth[0, 0, :height, :width]
+    return smooth(amplitude), smooth(1.0 / (weight * (3 * cell_px) ** 2))

@@ -41,7 +41,8 @@ _CHANGED = 3.2
 # With more of the frame changed than this, it is another field of view.
 _ALL_CHANGED = 0.6
 _MARGIN_PX = 16
-_PEAKS = 9
+_PEAKS = 25
+"""Shifts that are tried. A lattice offers one for each of its cells."""
 _UNSTEADY_PX2 = 0.02
 """How much the drift changes from frame to frame, as a variance."""
 _SMALLEST_PX = 64
@@ -149,8 +150,9 @@ def _register(
 ) -> tuple[float, float]:
     """Shift (dy, dx) of the specimen from `before` to `frame` in pixels."""
     guesses = [motion.velocity, *_peaks(before, single)]
-    smooth = _blur(single, 1.0)
-    dy, dx = min(guesses, key=lambda guess: _distance(before, smooth, guess))
+    # Blurred, so that what finer details lose by rounding a shift does not decide.
+    first, second = _blur(before, 1.0), _blur(single, 1.0)
+    dy, dx = min(guesses, key=lambda guess: _distance(first, second, guess))
     # From coarse to fine: the linear step holds for shifts under the blur. The last ones are on the
     # raw frame without any blur, which is the likeliest shift where its noise is white.
     variance = math.inf
