@@ -12,9 +12,11 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from tem_live.beam_clock import BeamClock
 from tem_live.dose import DoseMeter
+from tem_live.fluence_map import Place
 from tem_live.ledger import DoseSource, Ledger
 
 MARGIN_S = 0.005
@@ -98,6 +100,7 @@ class DoseAccount:
         self._last_detected = 0.0
         self._detected_per_s: float | None = None
         self._closing = False
+        self._place: Place | None = None
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._watch, name="tem-live budget", daemon=True)
         self._thread.start()
@@ -284,11 +287,26 @@ class DoseAccount:
                 self._until = max(total, self._until)
                 self._ledger.rest(total - self._base, self.source)
 
+    def set_place(self, place: Place, since: int | None) -> None:
+        """Another part of the specimen is lit, from now on or from a frame on; see the ledger."""
+        if since is None:
+            self.settle()
+        with self._changed:
+            self._place = place
+            self._ledger.place(place, since)
+
+    @property
+    def ledger_path(self) -> Path | None:
+        """File of this session on this area, once something was booked."""
+        return self._ledger.path
+
     def move_to(self, ledger: Ledger) -> None:
         """Book on another area from now on; the ledger so far is closed."""
         self.settle()
         with self._changed:
             before, self._ledger = self._ledger, ledger
+            if self._place is not None:
+                ledger.place(self._place)
             self._base = self._until = self.fluence_e_per_A2 or 0.0
             self._warned = False
         before.close()

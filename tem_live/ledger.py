@@ -6,7 +6,9 @@ One folder an area, one file a session, one JSON object a line, in the order in 
 - ``{"exposure": N, ...}``: a run of N frames (null: without end), with its cost before it is taken;
 - ``{"beam": "on" | "off", ...}``: the beam came on, or went off the specimen;
 - ``{"frame": id, ...}``: a frame was finished, and is booked with the time since the one before;
-- ``{"rest": true, ...}``: what came in after the last frame is booked.
+- ``{"rest": true, ...}``: what came in after the last frame is booked;
+- ``{"place": {...}, "since": id}``: from here on, or from that frame on (null: from here), this part
+  of the specimen is lit; see `tem_live.fluence_map`.
 
 All but the first have ``time_s`` (``time.time()``); the last three have ``total_e_per_A2`` of the
 session and ``source``, ``incident`` or ``detected``; the last two have ``e_per_A2``, which add up
@@ -30,11 +32,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 
 from tem_live.errors import InputError, RecordingError
+
+if TYPE_CHECKING:
+    from tem_live.fluence_map import Place
 
 DoseSource = Literal["incident", "detected"]
 
@@ -58,6 +63,8 @@ COLUMNS = (
     "source",
     "dose_rate_e_per_A2_s",
     "exposure_s",
+    "x_nm",
+    "y_nm",
 )
 """Columns of the exported table."""
 
@@ -135,6 +142,8 @@ class Ledger:
         self._file: io.FileIO | None = None
         self._error: RecordingError | None = None
         self._closed = False
+        self._begun = False
+        self._place: dict[str, Any] | None = None
         self._lock = threading.Lock()
         self._dirty = threading.Event()
         self._urgent = threading.Event()
@@ -154,6 +163,7 @@ class Ledger:
         left_e_per_A2: float | None,
     ) -> None:
         """Write down a run before it is taken: its length and what it will cost, if known."""
+        self._begin_places()
         self._write(
             {
                 "exposure": frames,
@@ -172,6 +182,7 @@ class Ledger:
         dose_rate_e_per_A2_s: float | None,
     ) -> None:
         """Write down that the beam came on, or went off; the next booking is that of a frame."""
+        self._begin_places()
         self._write(
             {
                 "beam": "on" if on else "off",
@@ -181,6 +192,23 @@ class Ledger:
                 "dose_rate_e_per_A2_s": dose_rate_e_per_A2_s,
             }
         )
+
+    def place(self, place: Place, since: int | None = None) -> None:
+        """Write down which part of the specimen is lit from now on; never waits.
+
+        ``since`` is the id of a frame from which on it was so, of which it was found out later.
+        Nothing is written before anything else is.
+        """
+        entry = {"place": place.as_dict(), "since": since}
+        self._place = entry
+        if self._begun:
+            self._write({**entry, "time_s": time.time()})
+
+    def _begin_places(self) -> None:
+        if not self._begun:
+            self._begun = True
+            if self._place is not None:
+                self._write({**self._place, "since": None, "time_s": time.time()})
 
     def frame(self, frame_id: int, total_e_per_A2: float, source: DoseSource) -> None:
         """Book all up to the end of a frame.
@@ -307,6 +335,11 @@ def area_folder(area: str | None, folder: Path | None = None) -> Path:
     return base / (_PREFIX + area)
 
 
+def ledger_files(area: str | None, folder: Path | None = None) -> list[Path]:
+    """Files of an area's ledgers, oldest first."""
+    return _files(area, folder)
+
+
 def check_area(area: str) -> str:
     """The name of an area as it was given. Raises `InputError` where it cannot be a folder's."""
     if re.fullmatch(r"\w([\w.+-]{0,62}\w)?", area) is None:
@@ -357,7 +390,8 @@ def entries(area: str | None, folder: Path | None = None) -> Iterator[dict[str, 
             if "ledger" in entry:
                 profile = entry.get("profile")
                 continue
-            kinds = ("frame", "rest", "beam", "exposure")
+            kinds = ("frame", "rest", "beam", "exposure", "place")
+            place = entry.get("place") or {}
             event = next((kind for kind in kinds if kind in entry), "unknown")
             yield {
                 "area": area,
@@ -371,6 +405,8 @@ def entries(area: str | None, folder: Path | None = None) -> Iterator[dict[str, 
                 "source": entry.get("source"),
                 "dose_rate_e_per_A2_s": entry.get("dose_rate_e_per_A2_s"),
                 "exposure_s": entry.get("exposure_s"),
+                "x_nm": place.get("x_nm"),
+                "y_nm": place.get("y_nm"),
             }
 
 

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from tem_live.errors import InputError, ProfileError
@@ -85,10 +92,17 @@ class ColumnProfile(_Open):
         Name of an entry point of the group ``tem_live.columns``, or ``"none"``.
     dose_rate_e_per_px_s : float or None
         Incident dose rate to set at the start, in e-/px/s of an **unbinned** pixel; None leaves it.
+    stage_axes : ((a, b), (c, d))
+        How far the image of the specimen goes to the right for a step of stage x and y (a, b), and
+        down (c, d), each as a part of that step: a rotation, mirrored or not. For the fluence map.
     """
 
     driver: str = "none"
     dose_rate_e_per_px_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    stage_axes: tuple[tuple[FiniteFloat, FiniteFloat], tuple[FiniteFloat, FiniteFloat]] = (
+        (1.0, 0.0),
+        (0.0, 1.0),
+    )
 
 
 class BeamMonitorProfile(_Open):

@@ -51,6 +51,7 @@ from tem_live.errors import (
     RefusedError,
     TemLiveError,
 )
+from tem_live.fluence_map import LedgerMap, Place
 from tem_live.frames import Backend, FrameRing, open_backend
 from tem_live.instrument import make_beam_monitor, make_camera, make_column
 from tem_live.ledger import Ledger
@@ -59,6 +60,7 @@ from tem_live.profiles import Profile, load_profile
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
 from tem_live.supervisor import Supervisor, last_report
 from tem_live.threads import let_threads_sleep
+from tem_live.whereabouts import Field, Whereabouts
 
 if TYPE_CHECKING:
     from tem_live.minimise import DoseMinimiser, Knob, Target
@@ -218,6 +220,17 @@ class Session:
             if self._supervisor is not None:
                 self._supervisor.release()
             raise
+        self._whereabouts = Whereabouts(
+            self._parts,
+            profile.column.stage_axes,
+            self._field,
+            next_frame=lambda: self._acquisition.next_id,
+            lit=lambda: self._account.clock.on,
+            note=self._account.set_place,
+            warn=lambda text: self._tell("warning", text),
+        )
+        self._map: LedgerMap | None = None
+        self._processor.subscribe(lambda frame: None, self._follow_drift)
         try:
             self._read_beam()
             self._blank_quietly()
@@ -426,6 +439,89 @@ class Session:
         self._announce()
 
     @property
+    def place(self) -> Place | None:
+        """What of the specimen is in view and lit; None as long as the pixel size is unknown."""
+        return self._whereabouts.place
+
+    def fluence_map(self, most_bytes: int | None = None) -> LedgerMap:
+        """What each place of the area has taken; see `tem_live.fluence_map`.
+
+        Parameters
+        ----------
+        most_bytes : int, optional
+            About how much of the ledger to read at most, so that a look costs no more than it may;
+            the next one goes on.
+
+        Returns
+        -------
+        LedgerMap
+            Read up to now. Always the same one as long as the area is; to be asked for and looked
+            at on one thread.
+
+        Raises
+        ------
+        RecordingError
+            The ledger cannot be read.
+        """
+        area, path = self._account.area, self._account.ledger_path
+        if self._map is None or not self._map.reads(area, path):
+            self._map = LedgerMap(area, only=None if area is not None else path)
+        if area is not None or path is not None:
+            self._map.update(most_bytes)
+        return self._map
+
+    @property
+    def stage_position_um(self) -> tuple[float, float] | None:
+        """(x, y) of the stage in µm, read back; None where no column steers it."""
+        return None if self._parts.stage is None else self._parts.stage.stage_position_um
+
+    def move_stage(self, x_um: float, y_um: float) -> tuple[float, float]:
+        """Move the stage; the beam is blanked, and no frame taken, while it moves.
+
+        Parameters
+        ----------
+        x_um, y_um : float
+            Where to, in µm.
+
+        Returns
+        -------
+        (x, y)
+            Where it stands, in µm.
+
+        Raises
+        ------
+        RefusedError
+            There is no stage, or it does not go there.
+        DeviceError
+            It failed. The beam stays blanked.
+        """
+        stage = self._parts.stage
+        if stage is None:
+            raise RefusedError("this instrument's stage cannot be moved from here")
+        self._must_be_open()
+        since = self._emergencies
+        running = self._acquisition.running
+        lit = self._beam.blanked is False
+
+        def move() -> tuple[float, float]:
+            if lit and not running:
+                self._set_blanked(True)
+            try:
+                return stage.move_stage(x_um, y_um)
+            except BaseException:
+                self._emergencies += 1
+                self._blank_quietly()
+                raise
+            finally:
+                self._whereabouts.look()
+
+        stands = self._acquisition.call(move).result()
+        if lit and not running:
+            self._unblank(since)
+        self._announce()
+        return stands
+
+    @property
     def modes(self) -> tuple[str, ...]:
         """Names of the profile's sets of optics, in its order."""
         return tuple(self.profile.modes)
@@ -477,6 +573,7 @@ class Session:
             if self._parts.beam_shift is None:
                 raise RefusedError("this instrument's beam cannot be shifted from here")
             self._parts.beam_shift.set_beam_shift(*mode.beam_shift_nm)
+        self._whereabouts.look()
         self._mode = name
         if lit:
             self._unblank(since)
@@ -580,6 +677,7 @@ class Session:
             try:
                 self._check_detector()
                 self._guard.run_begins()
+                self._whereabouts.look()
                 self._account.run_begins(frames, self.exposure_s, self.cost(frames=frames or 1))
                 self._await_supervisor()
                 self._acquisition.start(frames, seconds, lambda: self._let_beam_on(since)).result()
@@ -981,6 +1079,7 @@ class Session:
                 return
             self._closed = True
         self._blank_quietly()
+        self._whereabouts.close()
         self._closing.close()
         self._acquisition.shut_down()
         self._processor.shut_down()
@@ -1125,6 +1224,27 @@ class Session:
             )
         self._settings = wanted
         self._acquisition.stream = Stream(state, ring, calibrator, pixel_size_nm, gain)
+        self._whereabouts.look()
+
+    def _field(self) -> Field | None:
+        """The field of view at the specimen, where the pixel size is known."""
+        stream = self._acquisition.stream
+        if stream is None or not stream.pixel_size_nm:
+            return None
+        top, left, height, width = stream.state.roi
+        rows, columns = self._camera.capabilities.sensor_shape
+        size_nm = stream.pixel_size_nm / stream.state.binning
+        return Field(
+            width * size_nm,
+            height * size_nm,
+            (left + width / 2 - columns / 2) * size_nm,
+            (top + height / 2 - rows / 2) * size_nm,
+        )
+
+    def _follow_drift(self, info: FrameInfo, restored: bool) -> bool:
+        """Every frame's drift, without a copy of the frame."""
+        self._whereabouts.follow(info)
+        return False
 
     def _references(
         self,
