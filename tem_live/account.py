@@ -101,6 +101,10 @@ class DoseAccount:
         self._detected_per_s: float | None = None
         self._closing = False
         self._place: Place | None = None
+        # Held while a frame is written down, which can wait for the disk; nobody who looks at the
+        # budget or blanks takes it. Before `_changed`, where both are held; `_changed` is never
+        # held while anything waits, and before the ledger's own.
+        self._booking = threading.Lock()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._watch, name="tem-live budget", daemon=True)
         self._thread.start()
@@ -133,10 +137,11 @@ class DoseAccount:
     @property
     def area_fluence_e_per_A2(self) -> float | None:
         """Fluence of the area until now, earlier sessions included, in e-/A^2."""
-        fluence, before = self.fluence_e_per_A2, self._ledger.before_e_per_A2
-        if fluence is None and not before:
-            return None
-        return before + (fluence or 0.0) - self._base
+        with self._changed:
+            fluence, before = self.fluence_e_per_A2, self._ledger.before_e_per_A2
+            if fluence is None and not before:
+                return None
+            return before + (fluence or 0.0) - self._base
 
     @property
     def budget_e_per_A2(self) -> float | None:
@@ -206,9 +211,10 @@ class DoseAccount:
 
         `recheck` is to follow once it is, so that nothing comes between the two.
         """
-        if not self.clock.on:
-            self._note_beam(True)
-            self.clock.turn_on()
+        with self._changed:
+            if not self.clock.on:
+                self._note_beam(True)
+                self.clock.turn_on()
 
     def recheck(self) -> None:
         """Look at the budget again: something has changed."""
@@ -220,12 +226,13 @@ class DoseAccount:
 
         Where it was off already nothing changes.
         """
-        was_on = self.clock.on
         at_s = self.clock.now() if blanked_at_s is None else blanked_at_s
-        self.clock.turn_off(at_s + self.latency_s)
-        if was_on:
-            self._note_beam(False)
-        self.recheck()
+        with self._changed:
+            was_on = self.clock.on
+            self.clock.turn_off(at_s + self.latency_s)
+            if was_on:
+                self._note_beam(False)
+            self._changed.notify_all()
 
     def run_begins(self, frames: int | None, exposure_s: float, cost: Cost) -> None:
         """Write a run's cost down before it is taken."""
@@ -252,10 +259,11 @@ class DoseAccount:
             with self._changed:
                 self._in_flight += 1
             return None
-        with self._changed:
-            total = self.clock.fluence_at(ended_s) + (self._detected.fluence_e_per_A2 or 0.0)
-            fluence = max(total - self._until, 0.0)
-            self._until = max(total, self._until)
+        with self._booking:
+            with self._changed:
+                total = self.clock.fluence_at(ended_s) + (self._detected.fluence_e_per_A2 or 0.0)
+                fluence = max(total - self._until, 0.0)
+                self._until = max(total, self._until)
             self._ledger.frame(frame_id, total - self._base, "incident")
         return fluence, total
 
@@ -269,12 +277,14 @@ class DoseAccount:
         (frame, total)
             As of `frame_ended`.
         """
-        with self._changed:
-            self._in_flight = max(self._in_flight - 1, 0)
-            self._last_detected = fluence_e_per_A2
-            self._detected_per_s = fluence_e_per_A2 / exposure_s if exposure_s > 0 else None
-            total = self._detected.book(fluence_e_per_A2) + (self.clock.fluence_e_per_A2 or 0.0)
-            self._until = total
+        with self._booking:
+            with self._changed:
+                self._in_flight = max(self._in_flight - 1, 0)
+                self._last_detected = fluence_e_per_A2
+                self._detected_per_s = fluence_e_per_A2 / exposure_s if exposure_s > 0 else None
+                total = self._detected.book(fluence_e_per_A2)
+                total += self.clock.fluence_e_per_A2 or 0.0
+                self._until = total
             self._ledger.frame(frame_id, total - self._base, "detected")
         self.recheck()
         return fluence_e_per_A2, total
@@ -302,17 +312,18 @@ class DoseAccount:
 
     def move_to(self, ledger: Ledger) -> None:
         """Book on another area from now on; the ledger so far is closed."""
-        self.settle()
-        with self._changed:
+        with self._booking, self._changed:
             before, self._ledger = self._ledger, ledger
             if self._place is not None:
                 ledger.place(self._place)
-            self._base = self._until = self.fluence_e_per_A2 or 0.0
+            total = self.fluence_e_per_A2 or 0.0
+            before.rest(total - self._base, self.source)
+            self._base = self._until = total
             self._warned = False
+            if self.clock.on:
+                self._note_beam(True)
+            self._changed.notify_all()
         before.close()
-        if self.clock.on:
-            self._note_beam(True)
-        self.recheck()
 
     def close(self) -> None:
         """Book the rest, and end thread and ledger; idempotent."""
@@ -328,9 +339,9 @@ class DoseAccount:
     # --------------------------------------------------------------------------------- internals
 
     def _note_beam(self, on: bool) -> None:
-        with self._changed:
-            total = (self.fluence_e_per_A2 or 0.0) - self._base
-            self._ledger.beam(on, total, self.source, self.clock.rate_e_per_A2_s)
+        """Write it down; with the lock held, so that the ledger has it in the order it was."""
+        total = (self.fluence_e_per_A2 or 0.0) - self._base
+        self._ledger.beam(on, total, self.source, self.clock.rate_e_per_A2_s)
 
     def _watch(self) -> None:
         # A beam that could not be taken off is not asked to go off without a pause.

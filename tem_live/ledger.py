@@ -12,9 +12,12 @@ One folder an area, one file a session, one JSON object a line, in the order in 
 
 All but the first have ``time_s`` (``time.time()``); the last three have ``total_e_per_A2`` of the
 session and ``source``, ``incident`` or ``detected``; the last two have ``e_per_A2``, which add up
-to the total. Lines are only ever added. Each is handed to the operating system at once, so that a
-program that is killed loses none, and forced onto the disk within `SYNC_S`, so that a host that
-stops loses no more than that. A line that was cut short is the last one and is ignored.
+to the total. Lines are only ever added. A thread of the ledger hands each to the operating system
+at once, and whoever books a frame waits for that, so that a program that is killed loses none; but
+no longer than `PATIENCE_S`, so that a disk that hangs holds up neither frames nor blanking. What
+waits meanwhile is written when the disk answers again; that it does not is told after `SILENT_S`.
+Another thread forces the lines onto the disk within `SYNC_S`, so that a host that stops loses no
+more than that. A line that was cut short is the last one and is ignored.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import os
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -45,6 +49,15 @@ DoseSource = Literal["incident", "detected"]
 
 SYNC_S = 1.0
 """Longest time between a line and its being forced onto the disk, in seconds."""
+
+PATIENCE_S = 0.05
+"""Longest wait for a line to be written, in seconds, and once only while the disk hangs."""
+
+SILENT_S = 5.0
+"""A disk that takes so long over one line, in seconds, is told as an error."""
+
+CLOSING_S = 5.0
+"""Longest wait for what is left to be written when a ledger is closed, in seconds."""
 
 UNNAMED = "unnamed"
 """Folder of the sessions that named no area."""
@@ -107,8 +120,8 @@ class Ledger:
     profile : str
         Name of the instrument's profile.
     on_error : callable of RecordingError
-        Called once, on a thread of the ledger, when it cannot be written; bookings go on in
-        memory.
+        Called on a thread of the ledger when it cannot be written, once, after which bookings go
+        on in memory; and once when the disk does not answer.
     folder : Path, optional
         Where ledgers are; by default the user's data folder.
 
@@ -140,15 +153,20 @@ class Ledger:
         """File of this session, once something was booked."""
         self._total = 0.0
         self._file: io.FileIO | None = None
-        self._error: RecordingError | None = None
+        self._broken = False
         self._closed = False
         self._begun = False
         self._place: dict[str, Any] | None = None
-        self._lock = threading.Lock()
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._lines = 0
+        self._hangs = False
+        self._writing_since: float | None = None
+        self._told_silent = False
+        # Never held while a file is written or anybody is told.
+        self._changed = threading.Condition(threading.RLock())
         self._dirty = threading.Event()
-        self._urgent = threading.Event()
-        self._ending = False
-        self._syncer: threading.Thread | None = None
+        self._ending = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     @property
     def total_e_per_A2(self) -> float:
@@ -164,7 +182,7 @@ class Ledger:
     ) -> None:
         """Write down a run before it is taken: its length and what it will cost, if known."""
         self._begin_places()
-        self._write(
+        line = self._write(
             {
                 "exposure": frames,
                 "time_s": time.time(),
@@ -173,6 +191,7 @@ class Ledger:
                 "left_e_per_A2": left_e_per_A2,
             }
         )
+        self._await(line)
 
     def beam(
         self,
@@ -181,7 +200,7 @@ class Ledger:
         source: DoseSource,
         dose_rate_e_per_A2_s: float | None,
     ) -> None:
-        """Write down that the beam came on, or went off; the next booking is that of a frame."""
+        """Write down that the beam came on, or went off; never waits."""
         self._begin_places()
         self._write(
             {
@@ -211,7 +230,7 @@ class Ledger:
                 self._write({**self._place, "since": None, "time_s": time.time()})
 
     def frame(self, frame_id: int, total_e_per_A2: float, source: DoseSource) -> None:
-        """Book all up to the end of a frame.
+        """Book all up to the end of a frame; returns when it is written, or the disk hangs.
 
         Parameters
         ----------
@@ -222,34 +241,42 @@ class Ledger:
         source : {"incident", "detected"}
             Whether it is what came in, or what the camera saw of it.
         """
-        self._book({"frame": frame_id}, total_e_per_A2, source)
+        self._await(self._book({"frame": frame_id}, total_e_per_A2, source))
 
     def rest(self, total_e_per_A2: float, source: DoseSource) -> None:
-        """Book what came in since the last frame, if anything did."""
+        """Book what came in since the last frame, if anything did; never waits."""
         if total_e_per_A2 > self._total:
             self._book({"rest": True}, total_e_per_A2, source)
 
     def close(self) -> None:
-        """Force the rest onto the disk and close the file; idempotent."""
-        self._ending = True
-        self._urgent.set()
-        self._dirty.set()
-        if self._syncer is not None:
-            self._syncer.join()
-        with self._lock:
-            file, self._file = self._file, None
-            self._closed = True
-        if file is not None:
-            with contextlib.suppress(OSError):
-                os.fsync(file.fileno())
-            with contextlib.suppress(OSError):
-                file.close()
+        """Write what waits, force it onto the disk and close the file; idempotent.
 
-    def _book(self, what: dict[str, Any], total: float, source: DoseSource) -> None:
-        with self._lock:
+        A disk that does not answer is waited for `CLOSING_S`, and left to its threads then.
+        """
+        with self._changed:
+            self._closed = True
+            threads, self._threads = self._threads, []
+            self._changed.notify_all()
+        deadline = time.monotonic() + CLOSING_S
+        for thread in threads:
+            # Whoever was told of an error, on such a thread, may be who closes.
+            if thread is not threading.current_thread():
+                thread.join(max(deadline - time.monotonic(), 0.0))
+        with self._changed:
+            left = len(self._waiting)
+        if threads and left:
+            self._on_error(
+                RecordingError(
+                    f"the dose ledger {self.path or self._folder} lacks its last {left} lines: the "
+                    "disk does not answer"
+                )
+            )
+
+    def _book(self, what: dict[str, Any], total: float, source: DoseSource) -> int:
+        with self._changed:
             booked = max(total - self._total, 0.0)
             self._total = max(total, self._total)
-            self._put(
+            return self._write(
                 {
                     **what,
                     "time_s": time.time(),
@@ -259,27 +286,107 @@ class Ledger:
                 }
             )
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        with self._lock:
-            self._put(entry)
+    def _write(self, entry: dict[str, Any]) -> int:
+        """Have a line written; returns its number."""
+        with self._changed:
+            if self._broken or self._closed:
+                return 0
+            self._lines += 1
+            self._waiting.append(entry)
+            self._changed.notify_all()
+            if not self._threads:
+                for work, name in ((self._run, "tem-live ledger"), (self._sync, "tem-live sync")):
+                    self._begin_thread(work, name)
+            self._look_whether_silent()
+            return self._lines
 
-    def _put(self, entry: dict[str, Any]) -> None:
-        if self._error is not None or self._closed:
+    def _await(self, line: int) -> None:
+        """Wait until a line is written, unless the disk hangs and was waited for before."""
+        with self._changed:
+            if not self._hangs:
+                self._hangs = not self._changed.wait_for(
+                    lambda: self._broken or self._lines - len(self._waiting) >= line, PATIENCE_S
+                )
+
+    def _look_whether_silent(self) -> None:
+        since = self._writing_since
+        if since is None or self._told_silent or time.monotonic() - since < SILENT_S:
             return
-        if self._syncer is None:
-            self._syncer = threading.Thread(target=self._sync, name="tem-live ledger", daemon=True)
-            self._syncer.start()
+        self._told_silent = True
+        told = RecordingError(
+            f"the dose ledger {self.path or self._folder} has not been written for {SILENT_S:g} s: "
+            "the disk does not answer; until it does the dose is counted in memory alone"
+        )
+        # Not on the thread that books: whoever is told blanks the beam, and that may take a while.
+        self._begin_thread(lambda: self._on_error(told), "tem-live ledger is silent")
+
+    def _begin_thread(self, work: Callable[[], None], name: str) -> None:
+        self._threads.append(threading.Thread(target=work, name=name, daemon=True))
+        self._threads[-1].start()
+
+    # -- on the ledger's own threads
+
+    def _run(self) -> None:
+        failure: OSError | None = None
         try:
-            if self._file is None:
-                self._file = self._begin()
-            _put_line(self._file, entry)
+            while (entry := self._next()) is not None:
+                if self._file is None:
+                    self._file = self._begin()
+                _put_line(self._file, entry)
+                with self._changed:
+                    self._waiting.popleft()
+                    self._writing_since = None
+                    self._hangs = self._hangs and bool(self._waiting)
+                    self._changed.notify_all()
+                self._dirty.set()
         except OSError as error:
-            self._error = RecordingError(
-                f"the dose ledger {self.path or self._folder} cannot be written: "
-                f"{error.strerror or error}; from here on the dose is counted in memory alone"
-            )
-            self._urgent.set()
-        self._dirty.set()
+            failure = error
+        finally:
+            self._ending.set()
+            self._dirty.set()
+        if failure is not None:
+            self._give_up(failure)
+
+    def _next(self) -> dict[str, Any] | None:
+        """The line to write, once there is one; None when the ledger is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._waiting:
+                return None
+            self._writing_since = time.monotonic()
+            return self._waiting[0]
+
+    def _give_up(self, error: OSError) -> None:
+        told = RecordingError(
+            f"the dose ledger {self.path or self._folder} cannot be written: "
+            f"{error.strerror or error}; from here on the dose is counted in memory alone"
+        )
+        with self._changed:
+            self._broken = True
+            self._waiting.clear()
+            self._writing_since = None
+            self._changed.notify_all()
+        # With no lock held: whoever is told blanks the beam, which is booked here again.
+        self._on_error(told)
+
+    def _sync(self) -> None:
+        # Not on the thread that writes: forcing a line onto the disk takes longer than a frame,
+        # and a program that is killed meanwhile would lose those that wait.
+        while not self._ending.is_set():
+            self._dirty.wait()
+            self._dirty.clear()
+            self._force()
+            self._ending.wait(SYNC_S)
+        self._force()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def _force(self) -> None:
+        file = self._file
+        if file is not None:
+            with contextlib.suppress(OSError):
+                os.fsync(file.fileno())
 
     def _begin(self) -> io.FileIO:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -305,20 +412,6 @@ class Ledger:
             },
         )
         return file
-
-    def _sync(self) -> None:
-        # Not on the thread that books: forcing a line onto the disk can take longer than a frame,
-        # and whoever is told of an error blanks the beam, which is booked here again.
-        while self._error is None and not self._ending:
-            self._dirty.wait()
-            self._dirty.clear()
-            file = self._file
-            if file is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    os.fsync(file.fileno())
-            self._urgent.wait(SYNC_S)
-        if self._error is not None:
-            self._on_error(self._error)
 
 
 def ledger_folder() -> Path:

@@ -1514,11 +1514,12 @@ class Session:
             self._tell("error", str(error))
 
     def _on_ledger_error(self, error: RecordingError) -> None:
-        self._tell("error", str(error))
-        if self._account.area is not None:
+        # A session that is being closed has blanked the beam, and may have let go of the column.
+        if self._account.area is not None and not self._closed:
             # The budget of this area would be wrong for ever.
             self._blank_quietly()
             self._acquisition.request_stop(f"error: {error}", error)
+        self._tell("error", str(error))
 
     def _announce(self) -> SessionState:
         state = self.state

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import queue
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -189,3 +194,146 @@ def test_a_full_disk_is_told_once_and_the_rest_counted_in_memory(tmp_path: Path)
     assert len(errors) == 1
     assert "cannot be written" in str(errors[0])
     assert book.total_e_per_A2 == 3.0
+
+
+# -------------------------------------------------------------------------- a disk that hangs
+
+
+class Hanging:
+    """A file whose disk does not answer until it is told to."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.file = file
+        self.answers = threading.Event()
+        self.asked = threading.Event()
+
+    def write(self, data: bytes) -> int:
+        self.asked.set()
+        assert self.answers.wait(30)
+        return self.file.write(data) or 0
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+@pytest.fixture
+def hangs() -> Iterator[Callable[[Ledger], Hanging]]:
+    """Have a ledger's disk hang, once it has a file."""
+    made: list[Hanging] = []
+
+    def hang(book: Ledger) -> Hanging:
+        assert book._file is not None
+        made.append(Hanging(book._file))
+        book._file = made[-1]  # type: ignore[assignment]
+        return made[-1]
+
+    yield hang
+    for disk in made:
+        disk.answers.set()
+
+
+def test_a_disk_that_hangs_holds_up_one_frame_and_what_waited_is_written_after_it(
+    tmp_path: Path, hangs: Callable[[Ledger], Hanging], monkeypatch: pytest.MonkeyPatch
+):
+    # A frame that waited each time would run into the test's time limit.
+    monkeypatch.setattr(ledgers, "PATIENCE_S", 1.0)
+    book = Ledger("a", "sim", folder=tmp_path)
+    book.frame(0, 1.0, "incident")
+    disk = hangs(book)
+    for frame_id in range(1, 101):
+        book.frame(frame_id, 1.0 + frame_id, "incident")
+    book.beam(False, 101.5, "incident", 10.0)
+    book.rest(101.5, "incident")
+    assert book.total_e_per_A2 == 101.5
+    assert summarise("a", tmp_path).frames == 1
+    disk.answers.set()
+    book.close()
+    summary = summarise("a", tmp_path)
+    assert (summary.frames, summary.fluence_e_per_A2) == (101, 101.5)
+    assert summary.open_since is None
+
+
+def test_after_a_hanging_disk_each_frame_is_on_it_again_when_it_is_booked(
+    tmp_path: Path, hangs: Callable[[Ledger], Hanging], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ledgers, "PATIENCE_S", 0.05)
+    book = Ledger("a", "sim", folder=tmp_path)
+    book.frame(0, 1.0, "incident")
+    disk = hangs(book)
+    book.frame(1, 2.0, "incident")
+    monkeypatch.setattr(ledgers, "PATIENCE_S", 30.0)
+    disk.answers.set()
+    with book._changed:
+        assert book._changed.wait_for(lambda: not book._waiting, 10)
+    for frame_id in range(2, 50):
+        book.frame(frame_id, frame_id + 1.0, "incident")
+        assert summarise("a", tmp_path).frames == frame_id + 1
+    book.close()
+
+
+def test_a_disk_that_does_not_answer_is_told_once(
+    tmp_path: Path, hangs: Callable[[Ledger], Hanging], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ledgers, "SILENT_S", 0.05)
+    told: queue.SimpleQueue[RecordingError] = queue.SimpleQueue()
+    book = Ledger("a", "sim", told.put, tmp_path)
+    book.frame(0, 1.0, "incident")
+    disk = hangs(book)
+    book.frame(1, 2.0, "incident")
+    assert disk.asked.wait(10)
+    deadline = time.monotonic() + 10
+    while told.empty() and time.monotonic() < deadline:
+        book.beam(True, 2.0, "incident", 10.0)
+        time.sleep(0.01)
+    book.beam(True, 2.0, "incident", 10.0)
+    disk.answers.set()
+    book.close()
+    assert "has not been written for" in str(told.get(timeout=0))
+    assert told.empty()
+    assert summarise("a", tmp_path).frames == 2
+
+
+def test_a_ledger_closes_though_its_disk_hangs(
+    tmp_path: Path, hangs: Callable[[Ledger], Hanging], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ledgers, "CLOSING_S", 0.1)
+    told: list[RecordingError] = []
+    book = Ledger("a", "sim", told.append, tmp_path)
+    book.frame(0, 1.0, "incident")
+    disk = hangs(book)
+    book.frame(1, 2.0, "incident")
+    book.beam(False, 2.0, "incident", 10.0)
+    threads = list(book._threads)
+    book.close()
+    book.close()
+    assert ["lacks its last 2 lines" in str(error) for error in told] == [True]
+    # Its threads end by themselves, and what waited is there.
+    disk.answers.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert summarise("a", tmp_path).frames == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_whoever_is_told_of_an_error_may_book_and_close(tmp_path: Path):
+    answered = threading.Event()
+
+    def on_error(error: RecordingError) -> None:
+        book.beam(False, 2.0, "incident", 10.0)
+        book.close()
+        answered.set()
+
+    book = Ledger("a", "sim", on_error, tmp_path)
+    book.frame(0, 1.0, "incident")
+    assert book._file is not None
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, book._file.fileno())
+    os.close(full)
+    book.frame(1, 2.0, "incident")
+    assert answered.wait(10)
+    book.close()
+    assert book.total_e_per_A2 == 2.0
