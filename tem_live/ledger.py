@@ -7,8 +7,8 @@ One folder an area, one file a session, one JSON object a line, in the order in 
 - ``{"beam": "on" | "off", ...}``: the beam came on, or went off the specimen;
 - ``{"frame": id, ...}``: a frame was finished, and is booked with the time since the one before;
 - ``{"rest": true, ...}``: what came in after the last frame is booked;
-- ``{"place": {...}, "since": id}``: from here on, or from that frame on (null: from here), this part
-  of the specimen is lit; see `tem_live.fluence_map`.
+- ``{"place": {...}, "since": id}``: from here on, or from that frame on (null: from here), this
+  part of the specimen is lit; see `tem_live.fluence_map`.
 
 All but the first have ``time_s`` (``time.time()``); the last three have ``total_e_per_A2`` of the
 session and ``source``, ``incident`` or ``detected``; the last two have ``e_per_A2``, which add up
@@ -181,7 +181,6 @@ class Ledger:
         left_e_per_A2: float | None,
     ) -> None:
         """Write down a run before it is taken: its length and what it will cost, if known."""
-        self._begin_places()
         line = self._write(
             {
                 "exposure": frames,
@@ -191,6 +190,7 @@ class Ledger:
                 "left_e_per_A2": left_e_per_A2,
             }
         )
+        self._begin_places()
         self._await(line)
 
     def beam(
@@ -201,7 +201,6 @@ class Ledger:
         dose_rate_e_per_A2_s: float | None,
     ) -> None:
         """Write down that the beam came on, or went off; never waits."""
-        self._begin_places()
         self._write(
             {
                 "beam": "on" if on else "off",
@@ -211,6 +210,7 @@ class Ledger:
                 "dose_rate_e_per_A2_s": dose_rate_e_per_A2_s,
             }
         )
+        self._begin_places()
 
     def place(self, place: Place, since: int | None = None) -> None:
         """Write down which part of the specimen is lit from now on; never waits.
