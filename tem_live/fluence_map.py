@@ -162,9 +162,9 @@ class FluenceMap:
                 tile = self._tiles.get((row, column))
                 if tile is None:
                     tile = self._tiles[row, column] = np.zeros((TILE, TILE))
-                tile[y0 - row * TILE : y1 - row * TILE, x0 - column * TILE : x1 - column * TILE] += (
-                    part
-                )
+                tile[
+                    y0 - row * TILE : y1 - row * TILE, x0 - column * TILE : x1 - column * TILE
+                ] += part
 
     def bounds(self) -> tuple[float, float, float, float] | None:
         """Left, top, right and bottom edge in nm of the cells that took anything, or None."""
