@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,7 @@ class SimMicroscope:
 
     Thread-safe. The history makes it possible to ask later how much a past exposure got. The beam
     is parallel: magnifying more lights no less of the specimen, and a pixel gets fewer electrons.
+    Below the magnification at the start the lit area grows with the field, at the same dose rate.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ class SimMicroscope:
     clock : callable
         Time in seconds from any origin.
     beam_area_nm2 : float
-        How much of the specimen the beam lights, evenly, in nm².
+        How much of the specimen the beam lights, evenly, in nm², at the start.
     """
 
     def __init__(
@@ -81,7 +82,11 @@ class SimMicroscope:
     ) -> None:
         self.zoom = 1.0
         """How many times more than at the start is magnified."""
-        self.beam_area_nm2 = beam_area_nm2
+        self.stage_um = (0.0, 0.0)
+        """(x, y) of the stage in µm: how far the specimen is to the right, and down."""
+        self.beam_shift_nm = (0.0, 0.0)
+        """(x, y) of the beam from the middle of the sensor at the specimen in nm."""
+        self._beam_area_nm2 = beam_area_nm2
         self.blanker_latency_s = 0.0
         """How long the beam stays on after it was blanked."""
         self._unzoomed_nm = pixel_size_nm
@@ -110,6 +115,11 @@ class SimMicroscope:
     def pixel_size_nm(self) -> float:
         """Size of an unbinned pixel at the specimen in nm, as it is magnified now."""
         return self._unzoomed_nm / self.zoom
+
+    @property
+    def beam_area_nm2(self) -> float:
+        """Illuminated area in nm²; it grows with the field below the magnification at the start."""
+        return self._beam_area_nm2 / min(self.zoom, 1.0) ** 2
 
     @property
     def current_A(self) -> float:
@@ -431,7 +441,12 @@ class SimCamera:
         raw = meta.raw
         roi: Roi = tuple(raw["roi"])
         expected = self._expected(
-            roi, raw["specimen_time_s"], raw["fluence_e_per_A2"], raw.get("zoom", 1.0)
+            roi,
+            raw["specimen_time_s"],
+            raw["fluence_e_per_A2"],
+            raw.get("zoom", 1.0),
+            raw.get("stage_um", (0.0, 0.0)),
+            raw.get("beam_shift_nm", (0.0, 0.0)),
         )
         expected *= np.float32(raw["incident_e_per_px"])
         return _binned(self._noise.blurred(expected), raw["binning"])
@@ -462,21 +477,45 @@ class SimCamera:
             saturation_counts=SATURATION_COUNTS,
         )
 
-    def _expected(self, roi: Roi, time_s: float, fluence_e_per_A2: float, zoom: float) -> Plane:
+    def _expected(
+        self,
+        roi: Roi,
+        time_s: float,
+        fluence_e_per_A2: float,
+        zoom: float,
+        stage_um: Sequence[float],
+        beam_shift_nm: Sequence[float],
+    ) -> Plane:
         """Transmission of a region and of what its pixels get from beyond it by the blur."""
+        # In whole pixels, which no stage is better than.
+        right, down = (round(1000 * x / self.options.specimen_pixel_nm) for x in stage_um)
         margin = self._noise.margin
         top, left, height, width = roi
         window = Window(top - margin, left - margin, height + 2 * margin, width + 2 * margin)
         if zoom == 1.0:
-            expected = self.scene.transmission(window, time_s, fluence_e_per_A2)
+            moved = window._replace(top=window.top - down, left=window.left - right)
+            expected = self.scene.transmission(moved, time_s, fluence_e_per_A2)
         else:
-            field = Window(0, 0, *self._sensor)
+            field = Window(-down, -right, *self._sensor)
             expected = zoomed(
                 self.scene.transmission(field, time_s, fluence_e_per_A2), window, zoom
             )
         if self._brightness != 1.0:
             expected *= np.float32(self._brightness)
+        if any(beam_shift_nm):
+            self._darken_beyond(expected, window, zoom, beam_shift_nm)
         return expected
+
+    def _darken_beyond(
+        self, expected: Plane, window: Window, zoom: float, beam_shift_nm: Sequence[float]
+    ) -> None:
+        """Take away what is outside of the lit disc."""
+        pixel_nm = self.options.specimen_pixel_nm / zoom
+        height, width = self._sensor
+        x = (np.arange(window.width) + window.left + 0.5 - width / 2) * pixel_nm
+        y = (np.arange(window.height) + window.top + 0.5 - height / 2) * pixel_nm
+        distance = np.hypot(x[None, :] - beam_shift_nm[0], y[:, None] - beam_shift_nm[1])
+        expected[distance > math.sqrt(self.microscope.beam_area_nm2 / math.pi)] = 0
 
     def _expose(
         self, buffer: npt.NDArray[Any], run: _Run, state: CameraState, sequence: int
@@ -491,7 +530,10 @@ class SimCamera:
         )
         fluence = before + dose_e_per_A2 / 2
         zoom = self.microscope.zoom
-        expected = self._expected(state.roi, specimen_time_s, fluence, zoom)
+        stage_um, shift_nm = self.microscope.stage_um, self.microscope.beam_shift_nm
+        expected = self._expected(
+            state.roi, specimen_time_s, fluence, zoom, stage_um, shift_nm
+        )
         expected *= np.float32(incident)
         rng = np.random.Generator(np.random.SFC64([self.options.seed, run.number, sequence]))
         self._noise.detect(expected, state, rng, buffer)
@@ -507,6 +549,8 @@ class SimCamera:
                 "incident_e_per_px": incident,
                 "fluence_e_per_A2": fluence,
                 **({} if zoom == 1.0 else {"zoom": zoom}),
+                **({"stage_um": list(stage_um)} if any(stage_um) else {}),
+                **({"beam_shift_nm": list(shift_nm)} if any(shift_nm) else {}),
             },
         )
 
@@ -805,7 +849,7 @@ def _binned(plane: Plane, binning: int) -> Plane:
 
 
 class SimColumn:
-    """The column of the simulated microscope: a blanker, dose rate, spot size, magnification.
+    """The column of the simulated microscope: all that a column can have.
 
     Parameters
     ----------
@@ -840,6 +884,10 @@ class SimColumn:
         blanker_latency_s: float = Field(default=0.0, ge=0, le=5)
         magnification: float = Field(default=50_000.0, gt=0, le=1e8)
 
+    STAGE_UM = 1000.0
+    """How far the stage goes in each direction."""
+    BEAM_SHIFT_NM = 10_000.0
+    """How far the beam can be shifted in each direction."""
     ZOOMS = (1 / 16, 16.0)
     """Range of the magnification relative to that of the options."""
 
@@ -906,8 +954,42 @@ class SimColumn:
 
     @property
     def beam_area_nm2(self) -> float:
-        """See `BeamArea`; the same at every magnification."""
+        """See `BeamArea`."""
         return self._microscope.beam_area_nm2
+
+    @property
+    def stage_position_um(self) -> tuple[float, float]:
+        """See `Stage`. What the specimen has taken is one figure for all of it."""
+        self._must_be_open()
+        return self._microscope.stage_um
+
+    def move_stage(self, x_um: float, y_um: float) -> tuple[float, float]:
+        """See `Stage`; at once."""
+        self._must_be_open()
+        if not max(abs(x_um), abs(y_um)) <= self.STAGE_UM:
+            raise RefusedError(
+                f"({x_um:g}, {y_um:g}) µm is out of range; the stage goes {self.STAGE_UM:g} µm "
+                "in each direction"
+            )
+        self._microscope.stage_um = float(x_um), float(y_um)
+        return self._microscope.stage_um
+
+    @property
+    def beam_shift_nm(self) -> tuple[float, float]:
+        """See `BeamShift`."""
+        self._must_be_open()
+        return self._microscope.beam_shift_nm
+
+    def set_beam_shift(self, x_nm: float, y_nm: float) -> tuple[float, float]:
+        """See `BeamShift`; what the disc of the beam leaves is dark."""
+        self._must_be_open()
+        if not max(abs(x_nm), abs(y_nm)) <= self.BEAM_SHIFT_NM:
+            raise RefusedError(
+                f"({x_nm:g}, {y_nm:g}) nm is out of range; the beam can be shifted by "
+                f"{self.BEAM_SHIFT_NM:g} nm in each direction"
+            )
+        self._microscope.beam_shift_nm = float(x_nm), float(y_nm)
+        return self._microscope.beam_shift_nm
 
     @property
     def spot_sizes(self) -> tuple[int, ...]:
