@@ -531,9 +531,7 @@ class SimCamera:
         fluence = before + dose_e_per_A2 / 2
         zoom = self.microscope.zoom
         stage_um, shift_nm = self.microscope.stage_um, self.microscope.beam_shift_nm
-        expected = self._expected(
-            state.roi, specimen_time_s, fluence, zoom, stage_um, shift_nm
-        )
+        expected = self._expected(state.roi, specimen_time_s, fluence, zoom, stage_um, shift_nm)
         expected *= np.float32(incident)
         rng = np.random.Generator(np.random.SFC64([self.options.seed, run.number, sequence]))
         self._noise.detect(expected, state, rng, buffer)
