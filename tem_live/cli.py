@@ -648,6 +648,20 @@ def ledger_export(
     _print({"area": area, "rows": rows, "path": str(out)}, json_)
 
 
+@ledger_app.command("map")
+def ledger_map(
+    area: AreaArgument = None,
+    out: Annotated[
+        Path, typer.Option(help="File to write: .tif, .npy (its scale in a .json beside it), .png.")
+    ] = Path("fluence.tif"),
+    json_: JsonOption = False,
+) -> None:
+    """Write what each place of an area has taken, in e-/A^2, with its scale."""
+    from tem_live.fluence_map import export_map
+
+    _print({"path": str(out), **export_map(out, area)}, json_)
+
+
 def main() -> None:
     """Entry point of ``tem-live``: every error that is not a bug becomes one line."""
     let_threads_sleep()
