@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,11 @@ from tem_live.detector_guard import DetectorGuard
 from tem_live.dose import per_A2, per_pixel
 from tem_live.dose_calibration import DoseCalibration, saved_calibration
 from tem_live.drivers.protocols import (
+    Blanker,
     CameraCapabilities,
     CameraSettings,
     CameraState,
+    Column,
     ColumnParts,
     HasTrueFluence,
     HasTruth,
@@ -151,6 +153,7 @@ class Session:
         self._emergencies = 0
         self._watches: list[Watch] = []
         self._minimiser: DoseMinimiser | None = None
+        # What ends all that was begun, the last first, however far the opening comes.
         self._closing = contextlib.ExitStack()
         self.messages: deque[tuple[str, str]] = deque(maxlen=50)
         self._parts = ColumnParts()
@@ -161,6 +164,8 @@ class Session:
         self._settings = CameraSettings(
             profile.camera.exposure_s, profile.camera.binning, profile.camera.roi
         )
+        self._column_opened = False
+        self._map: LedgerMap | None = None
         # What is quick to refuse comes before the network's weights, and those before a device.
         self._camera = make_camera(profile)
         self._column = make_column(profile, self._camera)
@@ -178,14 +183,9 @@ class Session:
             on_spent=self._on_spent,
         )
         try:
-            self._camera.open()
-            if self._column is not None:
-                self._column.open()
-            self._parts = ColumnParts.of(self._column)
-            if self._parts.blanker_latency is not None:
-                self._account.latency_s = self._parts.blanker_latency.blanker_latency_s
-            if self._parts.magnification is not None:
-                self._magnification_at_start = self._parts.magnification.magnification
+            self._closing.callback(self._release_supervisor)
+            self._closing.callback(self._account.close)
+            self._open_devices()
             self._guard = DetectorGuard(
                 profile.dose.max_rate_e_per_px_s,
                 self._camera.capabilities.counting_rate_limit_e_per_px_s,
@@ -194,6 +194,7 @@ class Session:
             )
             self._supervisor = self._watch_over_beam()
             self._writer = Writer(self._on_recording_error)
+            self._closing.callback(self._writer.shut_down)
             self._processor = Processor(
                 self._writer,
                 self._account,
@@ -201,6 +202,7 @@ class Session:
                 self._tell,
                 profile.pipeline.rolling_mean,
             )
+            self._closing.callback(self._processor.shut_down)
             self._processor.set_restorer(self._restorer)
             self._acquisition = Acquisition(
                 self._camera,
@@ -214,37 +216,69 @@ class Session:
                 overflow=profile.camera.overflow,
                 on_stopped=self._on_stopped,
             )
-        except BaseException:
-            self._camera.close()
-            self._account.close()
-            if self._supervisor is not None:
-                self._supervisor.release()
+            self._closing.callback(self._acquisition.shut_down)
+            self._whereabouts = Whereabouts(
+                self._parts,
+                profile.column.stage_axes,
+                self._field,
+                next_frame=lambda: self._acquisition.next_id,
+                lit=lambda: self._account.clock.on,
+                note=self._account.set_place,
+                warn=lambda text: self._tell("warning", text),
+            )
+            self._closing.callback(self._whereabouts.close)
+            self._processor.subscribe(lambda frame: None, self._follow_drift)
+            self._set_up()
+        except BaseException as error:
+            self._give_up_opening(error)
             raise
-        self._whereabouts = Whereabouts(
-            self._parts,
-            profile.column.stage_axes,
-            self._field,
-            next_frame=lambda: self._acquisition.next_id,
-            lit=lambda: self._account.clock.on,
-            note=self._account.set_place,
-            warn=lambda text: self._tell("warning", text),
-        )
-        self._map: LedgerMap | None = None
-        self._processor.subscribe(lambda frame: None, self._follow_drift)
+
+    def _open_devices(self) -> None:
+        """Open camera and column, and find out what the column can do."""
+        self._closing.callback(self._camera.close)
+        self._camera.open()
+        if self._monitor is not None:
+            # It is opened when it is asked.
+            self._closing.callback(self._monitor.close)
+        if self._column is not None:
+            self._closing.callback(self._close_column, self._column)
+            self._column.open()
+            self._column_opened = True
+        self._parts = ColumnParts.of(self._column)
+        if self._parts.blanker_latency is not None:
+            self._account.latency_s = self._parts.blanker_latency.blanker_latency_s
+        if self._parts.magnification is not None:
+            self._magnification_at_start = self._parts.magnification.magnification
+
+    def _set_up(self) -> None:
+        """Blank the beam, and set the instrument as the profile says."""
+        self._read_beam()
+        self._blank_quietly()
+        self._acquisition.call(lambda: self._configure(self._settings)).result()
+        rate_e_per_px_s = self.profile.column.dose_rate_e_per_px_s
+        if rate_e_per_px_s is not None:
+            unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
+            self._set_dose_rate(per_A2(rate_e_per_px_s, unbinned_nm))
+        self._read_beam()
+        since = self._account_opened()
+        if since is not None:
+            self._tell("warning", since)
+
+    def _give_up_opening(self, error: BaseException) -> None:
+        """Blank, and close what was opened. Raises `DeviceError` where the beam stays on."""
+        self._closed = True
+        if self._parts.blanker is None and hasattr(type(self._column), "set_blanked"):
+            # It did not come to telling what it can do.
+            self._parts = ColumnParts(blanker=cast(Blanker, self._column))
         try:
-            self._read_beam()
-            self._blank_quietly()
-            self._acquisition.call(lambda: self._configure(self._settings)).result()
-            if profile.column.dose_rate_e_per_px_s is not None:
-                unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
-                self._set_dose_rate(per_A2(profile.column.dose_rate_e_per_px_s, unbinned_nm))
-            self._read_beam()
-            since = self._account_opened()
-            if since is not None:
-                self._tell("warning", since)
-        except BaseException:
-            self.close()
-            raise
+            if self._parts.blanker is not None and self._column_opened:
+                self._set_blanked(True)
+        except Exception as failure:
+            raise DeviceError(
+                f"{error}; and THE BEAM COULD NOT BE BLANKED, close the valves: {failure}"
+            ) from error
+        finally:
+            self._closing.close()
 
     # ---------------------------------------------------------------------------------- reading
 
@@ -1079,21 +1113,8 @@ class Session:
                 return
             self._closed = True
         self._blank_quietly()
-        self._whereabouts.close()
         self._closing.close()
-        self._acquisition.shut_down()
-        self._processor.shut_down()
-        self._writer.shut_down()
         self._recording = None
-        self._camera.close()
-        if self._monitor is not None:
-            self._monitor.close()
-        if self._column is not None:
-            with contextlib.suppress(DeviceError):
-                self._column.close()
-        self._account.close()
-        if self._supervisor is not None:
-            self._supervisor.release(blanked=self._beam.blanked is True)
 
     def __enter__(self) -> Self:
         return self
@@ -1107,6 +1128,14 @@ class Session:
         self.close()
 
     # --------------------------------------------------------------------------------- internals
+
+    def _close_column(self, column: Column) -> None:
+        with contextlib.suppress(DeviceError):
+            column.close()
+
+    def _release_supervisor(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.release(blanked=self._beam.blanked is True)
 
     def _watch_over_beam(self) -> Supervisor | None:
         """Have the beam blanked if this process is killed, where there is a beam."""

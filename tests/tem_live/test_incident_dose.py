@@ -483,6 +483,11 @@ def test_a_mode_that_is_refused_leaves_the_beam_off(sim: Opener):
         session.use_mode("record")
     assert session.blanked
     session.stop()
-    shifting = sim(modes__focus__beam_shift_nm=[100.0, 0.0])
+    shifting = sim(
+        modes__aside__beam_shift_nm=[100.0, 0.0],
+        column__driver="uniblitz",
+        column__port="sim",
+        column__dose_rate_e_per_px_s=None,
+    )
     with pytest.raises(RefusedError, match="cannot be shifted"):
-        shifting.use_mode("focus")
+        shifting.use_mode("aside")

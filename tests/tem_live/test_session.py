@@ -573,6 +573,73 @@ def test_a_named_reference_that_does_not_fit_stops_the_opening(
         fake_session(camera={"binning": 2}, calibration={"dark": str(path)})
 
 
+# ------------------------------------------------------------- an opening that does not succeed
+
+
+def fails(*_: Any, **__: Any) -> Any:
+    raise DisconnectedError("it does not answer")
+
+
+STEPS = {
+    "restorer": ("tem_live.session._load_restorer", []),
+    "ledger": ("tem_live.session.Ledger", []),
+    "camera": ("tests.tem_live.fakes.FakeCamera.open", ["camera"]),
+    "column": ("tests.tem_live.fakes.FakeColumn.open", ["column", "camera"]),
+    "what the column can do": ("tem_live.session.ColumnParts.of", ["column", "camera"]),
+    "supervisor": ("tem_live.session.Session._watch_over_beam", ["column", "camera"]),
+    "writer": ("tem_live.session.Writer", ["column", "camera"]),
+    "processing": ("tem_live.session.Processor", ["column", "camera"]),
+    "acquisition": ("tem_live.session.Acquisition", ["column", "camera"]),
+    "dose rate told": ("tests.tem_live.fakes.FakeColumn.dose_rate_e_per_A2_s", ["column"]),
+    "configuring": ("tests.tem_live.fakes.FakeCamera.configure", ["column", "camera"]),
+    "dose rate set": ("tests.tem_live.fakes.FakeColumn.set_dose_rate", ["column", "camera"]),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_an_opening_that_fails_closes_what_was_opened_and_blanks(
+    fake_session: Opener,
+    camera: FakeCamera,
+    column: FakeColumn,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+):
+    where, closed = STEPS[step]
+    monkeypatch.setattr(where, property(fails) if where.endswith("A2_s") else fails)
+    with pytest.raises(DisconnectedError, match="it does not answer"):
+        fake_session()
+    if "column" in closed:
+        assert column.log[-1] == "close"
+    if "open" in column.log:
+        assert column.log.index("blank") < column.log.index("close")
+        assert column.blanked
+    assert ("close" in camera.calls) == (camera.opened > 0 or "camera" in closed)
+    assert not threads()
+
+
+def test_an_opening_that_fails_with_the_beam_on_says_so(
+    fake_session: Opener, camera: FakeCamera, column: FakeColumn, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(FakeCamera, "configure", fails)
+    column.blanker_broken = True
+    with pytest.raises(DeviceError, match="it does not answer; and THE BEAM COULD NOT BE BLANKED"):
+        fake_session()
+    assert camera.calls[-1] == "close"
+    assert not threads()
+
+
+def test_a_device_that_cannot_be_closed_leaves_the_others_closed(
+    fake_session: Opener, camera: FakeCamera, column: FakeColumn, monkeypatch: pytest.MonkeyPatch
+):
+    session = fake_session()
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeColumn, "close", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            session.close()
+    assert camera.calls[-1] == "close"
+    assert not threads()
+
+
 # ------------------------------------------------------------------------------- recording
 
 
