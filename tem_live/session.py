@@ -540,6 +540,9 @@ class Session:
         def move() -> tuple[float, float]:
             if lit and not running:
                 self._set_blanked(True)
+            # The drift up to here is that of frames that may still be on their way.
+            self._processor.drain()
+            self._whereabouts.look()
             try:
                 return stage.move_stage(x_um, y_um)
             except BaseException:
