@@ -550,6 +550,8 @@ class Session:
                 self._blank_quietly()
                 raise
             finally:
+                # Drift and rolling mean begin anew with what is in view now.
+                self._processor.forget()
                 self._whereabouts.look()
 
         stands = self._acquisition.call(move).result()
