@@ -17,7 +17,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -456,6 +456,8 @@ class DoseMinimiser:
         # The controller's dose is that of the knob: proportional to that of a frame.
         self._controller = DoseController(target, min(lowest, highest), highest, confidence)
         self._lock = threading.Lock()
+        # Held while a pair is reacted to: what `stop` has ended sets nothing any more.
+        self._reacting = threading.RLock()
         self._state = LoopState(True, "measuring", target.text, text="waits for frames")
         self._expected = present
         self._watch = watch
@@ -473,21 +475,27 @@ class DoseMinimiser:
         return self._state
 
     def stop(self) -> None:
-        """Leave the dose as it is from now on. Idempotent."""
-        self._stop("off: the dose stays as it is")
+        """Leave the dose as it is from now on; a change under way is waited for. Idempotent."""
+        text = "off: the dose stays as it is"
+        with self._reacting:
+            ended = self._end(text)
+        if ended:
+            # Not with the lock held: the watch's thread may wait for it, and is waited for here.
+            self._wind_up(text, "")
 
     # -- on the watch's thread
 
     def _on_pair(self, pair: Pair, figures: PairFigures) -> None:
-        if not self._state.active:
-            return
-        try:
-            self._react(pair, figures)
-        except InputError as error:
-            # This pair does not serve; the next one may.
-            self._show("measuring", None, figures, str(error))
-        except TemLiveError as error:
-            self._stop(f"off, because a device failed: {error}", "error")
+        with self._reacting:
+            if not self._state.active:
+                return
+            try:
+                self._react(pair, figures)
+            except InputError as error:
+                # This pair does not serve; the next one may.
+                self._show("measuring", None, figures, str(error))
+            except TemLiveError as error:
+                self._stop(f"off, because a device failed: {error}", "error")
 
     def _react(self, pair: Pair, figures: PairFigures) -> None:
         present = self._setting()
@@ -569,21 +577,21 @@ class DoseMinimiser:
             LoopState(True, phase, self._target.text, dose, needed, confidence, self._pairs, text)
         )
 
-    def _stop(self, text: str, level: str = "") -> None:
+    def _stop(self, text: str, level: str) -> None:
+        if self._end(text):
+            self._wind_up(text, level)
+
+    def _end(self, text: str) -> bool:
+        """Be off from now on; False where it is already."""
         with self._lock:
             if not self._state.active:
-                return
-            before = self._state
-            self._state = LoopState(
-                False,
-                "stopped",
-                before.target,
-                before.dose_e_per_px,
-                before.needed_e_per_px,
-                before.confidence,
-                self._pairs,
-                text,
+                return False
+            self._state = replace(
+                self._state, active=False, phase="stopped", pairs=self._pairs, text=text
             )
+            return True
+
+    def _wind_up(self, text: str, level: str) -> None:
         self._watch.judged.disconnect(self._on_pair, missing_ok=True)
         if level:
             self._tell(level, f"the dose loop is {text}")

@@ -67,7 +67,7 @@ from tem_live.whereabouts import Field, Whereabouts
 if TYPE_CHECKING:
     from tem_live.minimise import DoseMinimiser, Knob, Target
     from tem_live.models import Restorer
-    from tem_live.watch import Watch
+    from tem_live.watch import Analyst, Watch
 
 __all__ = ["Cost", "Frame", "FrameInfo", "RunStats", "Session", "SessionState", "open_session"]
 
@@ -151,6 +151,7 @@ class Session:
         self._references_taken: dict[Kind, Reference] = {}
         self._beam = Beam()
         self._emergencies = 0
+        self._analysts: dict[tuple[bool, bool], Analyst] = {}
         self._watches: list[Watch] = []
         self._minimiser: DoseMinimiser | None = None
         # What ends all that was begun, the last first, however far the opening comes.
@@ -808,12 +809,21 @@ class Session:
         Returns
         -------
         Watch
-            Running, until it or the session is closed.
+            Running, until it or the session is closed. Several of the same kind share the work.
         """
-        from tem_live.watch import Watch
+        from tem_live.watch import Analyst
 
         self._must_be_open()
-        watch = Watch(self.subscribe, self._tell, self._restores_singly, fidelity, damage)
+        with self._lock:
+            analyst = self._analysts.get((fidelity, damage))
+            watch = None if analyst is None else analyst.watch()
+            if watch is None:
+                analyst = Analyst(
+                    self.subscribe, self._tell, self._restores_singly, fidelity, damage
+                )
+                self._analysts[fidelity, damage] = analyst
+                watch = analyst.watch()
+            assert watch is not None, "it has just begun"
         self._closing.callback(watch.close)
         self._watches.append(watch)
         return watch

@@ -1,10 +1,11 @@
 """Judging live frames: how far the restored ones can be believed, how the specimen fades.
 
-A `Watch` listens to a session. Whenever it is free it takes the next two restored frames of equal
-conditions, and judges them on a thread of its own that stands back behind all others and rests
-three times as long as it worked: it takes a quarter of one core at most, misses most frames, and
-delays none. Fidelity is judged by `tem_live.fidelity` on such pairs, damage by
-`tem_live.damage` on their unrestored electrons.
+An `Analyst` listens to a session. Whenever it is free it takes the next two restored frames of
+equal conditions, and judges them on a thread of its own that stands back behind all others and
+rests three times as long as it worked: it takes a quarter of one core at most, misses most frames,
+and delays none. Fidelity is judged by `tem_live.fidelity` on such pairs, damage by
+`tem_live.damage` on their unrestored electrons. Whoever wants to know holds a `Watch`; all of them
+share the one analyst, which ends with the last.
 """
 
 from __future__ import annotations
@@ -26,10 +27,18 @@ from tem_live.fidelity import Fidelity, FidelityMeter, PairFigures
 from tem_live.state import Frame, FrameInfo
 from tem_live.threads import stand_back
 
-__all__ = ["Pair", "PairPicker", "Watch", "WatchState", "damage_as_dict", "fidelity_as_dict"]
+__all__ = [
+    "Analyst",
+    "Pair",
+    "PairPicker",
+    "Watch",
+    "WatchState",
+    "damage_as_dict",
+    "fidelity_as_dict",
+]
 
 SHARE = 0.25
-"""Share of one core that a watch takes at most."""
+"""Share of one core that an analyst takes at most."""
 
 FARTHEST = 4
 """Frames by which the second of a pair may follow the first; a slow restorer skips some."""
@@ -129,7 +138,62 @@ class WatchState:
 
 
 class Watch:
-    """See the module's text. `tem_live.session.Session.watch` makes one; a context manager.
+    """What one listener knows. `tem_live.session.Session.watch` makes it; a context manager.
+
+    Attributes
+    ----------
+    changed : Signal of WatchState
+        Emitted from the analyst's thread after each judgement.
+    judged : Signal of (Pair, PairFigures)
+        Each pair with what it told by itself, from the same thread.
+    """
+
+    changed = Signal(WatchState)
+    judged = Signal(object, object)
+
+    def __init__(self, analyst: Analyst, state: WatchState) -> None:
+        self._analyst = analyst
+        self._state = state
+        self._news = threading.Condition()
+
+    @property
+    def state(self) -> WatchState:
+        """What is known by now, or was when it was closed."""
+        return self._state
+
+    def wait_for(self, condition: Callable[[WatchState], bool], timeout_s: float) -> bool:
+        """Wait until the state fulfils a condition; False if ``timeout_s`` passed first."""
+        with self._news:
+            return self._news.wait_for(lambda: condition(self._state), timeout_s)
+
+    def close(self) -> None:
+        """Hear no more; what is known stays. Idempotent."""
+        self._analyst.leave(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _hear(self, state: WatchState, pair: Pair | None, figures: PairFigures | None) -> None:
+        with self._news:
+            self._state = state
+        if figures is not None:
+            self.judged.emit(pair, figures)
+        self.changed.emit(state)
+        # Whoever waits finds what was done about it done.
+        with self._news:
+            self._news.notify_all()
+
+
+class Analyst:
+    """See the module's text.
 
     Parameters
     ----------
@@ -143,17 +207,7 @@ class Watch:
         What to judge.
     share : float
         Share of one core, over 0 to 1.
-
-    Attributes
-    ----------
-    changed : Signal of WatchState
-        Emitted from the watch's thread after each judgement.
-    judged : Signal of (Pair, PairFigures)
-        Each pair with what it told by itself, from the same thread.
     """
-
-    changed = Signal(WatchState)
-    judged = Signal(object, object)
 
     def __init__(
         self,
@@ -173,6 +227,7 @@ class Watch:
         self._picker = PairPicker()
         self._judge = _Judge(fidelity, damage)
         self._state = WatchState()
+        self._watches: list[Watch] = []
         self._offered = False
         self._free = True
         self._job: tuple[Frame, ...] | None = None
@@ -182,38 +237,28 @@ class Watch:
         self._thread.start()
         self._end = subscribe(self._receive, self._wants)
 
-    @property
-    def state(self) -> WatchState:
-        """What is known by now."""
-        return self._state
-
-    def wait_for(self, condition: Callable[[WatchState], bool], timeout_s: float) -> bool:
-        """Wait until the state fulfils a condition; False if ``timeout_s`` passed first."""
-        with self._changed:
-            return self._changed.wait_for(lambda: condition(self._state), timeout_s)
-
-    def close(self) -> None:
-        """End the subscription and the thread; what is known stays. Idempotent."""
+    def watch(self) -> Watch | None:
+        """One listener more, who knows what is known; None if it has ended."""
         with self._changed:
             if self._closing:
+                return None
+            self._watches.append(Watch(self, self._state))
+            return self._watches[-1]
+
+    def leave(self, watch: Watch) -> None:
+        """One listener less; with the last one subscription and thread end. Idempotent."""
+        with self._changed:
+            if watch not in self._watches:
+                return
+            self._watches.remove(watch)
+            if self._watches:
                 return
             self._closing = True
             self._changed.notify_all()
         self._end()
-        # A reaction to what was judged may be what closes the watch.
+        # A reaction to what was judged may be what closes the last watch.
         if threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- on the threads that hand frames over: quick
 
@@ -241,7 +286,7 @@ class Watch:
     def _in_pairs(self) -> bool:
         return self._fidelity and self._restoring()
 
-    # -- on the watch's own thread
+    # -- on its own thread
 
     def _run(self) -> None:
         # Twice: behind the threads that restore, which stand back themselves.
@@ -258,6 +303,8 @@ class Watch:
                 self._take(job)
             except Exception as error:
                 # The frames go on without being judged.
+                with self._changed:
+                    self._closing = True
                 self._tell("error", f"live analysis failed and is off: {error}")
                 return
             # Of the core's time: where others hold the cores, waiting for one is no work.
@@ -273,11 +320,10 @@ class Watch:
         state = self._judge.state()
         with self._changed:
             self._state = state
-            self._changed.notify_all()
+            watches = list(self._watches)
         self._offer(state.damage)
-        if figures is not None:
-            self.judged.emit(Pair(*job), figures)
-        self.changed.emit(state)
+        for watch in watches:
+            watch._hear(state, None if figures is None else Pair(*job), figures)
 
     def _offer(self, damage: DamageEstimate | None) -> None:
         if damage is not None and damage.known and not self._offered:

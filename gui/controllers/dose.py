@@ -111,9 +111,12 @@ class DoseController:
         def change(session: Session) -> DoseMinimiser | None:
             if before is not None:
                 before.stop()
-            if watch is not None:
-                watch.close()
-            return session.minimise(resolution_nm) if on else None
+            try:
+                return session.minimise(resolution_nm) if on else None
+            finally:
+                # After it: what is known of the specimen by now goes over to the loop's watch.
+                if watch is not None:
+                    watch.close()
 
         def done(loop: DoseMinimiser | None) -> None:
             self._loop = loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -439,6 +440,35 @@ def test_stop_leaves_the_dose_and_is_idempotent():
     assert hands.told == []
 
 
+def test_stop_waits_for_a_change_under_way():
+    hands = Hands()
+    entered, go = threading.Event(), threading.Event()
+    apply = hands.session.apply
+
+    def slowly(**changes: float) -> None:
+        entered.set()
+        assert go.wait(20)
+        apply(**changes)
+
+    hands.session.apply = slowly  # type: ignore[method-assign]
+    seeing = threading.Thread(target=hands.see, args=(-2.0,))
+    stopping = threading.Thread(target=hands.loop.stop)
+    seeing.start()
+    assert entered.wait(20)
+    stopping.start()
+    stopping.join(0.1)
+    assert stopping.is_alive()
+    go.set()
+    seeing.join(20)
+    stopping.join(20)
+    assert not stopping.is_alive()
+    assert not hands.loop.state.active
+    # What it says at last is what is set.
+    assert hands.session.rate > 100 / 16
+    dose = hands.session.rate * hands.session.exposure_s
+    assert hands.loop.state.dose_e_per_px == pytest.approx(dose)
+
+
 def test_a_pair_that_does_not_serve_is_told_and_the_next_one_may(monkeypatch):
     hands = Hands()
 
@@ -477,20 +507,18 @@ def test_the_simulated_specimen_is_seen_with_less_dose():
             lambda _: loop.state.phase == "holding" and loop.state.pairs > 2, 60
         )
         assert held, loop.state
-        state, fidelity = loop.state, loop.watch.state.fidelity
+        assert loop.state.confidence is not None
+        assert loop.state.confidence > 0.5
+        # Up to here the next pair may still change it; from here on nothing does.
+        loop.stop()
+        state, rate, fidelity = loop.state, session.dose_rate, loop.watch.state.fidelity
         session.stop()
         assert session.stats().stop_reason == "user"
         assert session.blanked
-        # Up to then the next pair may still have changed it.
-        loop.stop()
-        rate = session.dose_rate
-        # It began with 5 e-/px; a frame of the loop costs half of that at most.
         assert rate is not None
-        assert 0.3 < rate * 0.1 < 2.5
-        assert state.dose_e_per_px is not None
+        assert state.dose_e_per_px == pytest.approx(rate * session.exposure_s)
+        # It began with 5 e-/px; a frame of the loop costs half of that at most.
         assert 0.3 < state.dose_e_per_px < 2.5
-        assert state.confidence is not None
-        assert state.confidence > 0.5
         assert fidelity is not None
         session.minimise(target=EquivalentDose(50.0), knob="exposure_s").stop()
         assert session.dose_rate == rate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from tem_live import watch as watch_module
 from tem_live.errors import InputError, RefusedError
 from tem_live.run import run
 from tem_live.session import Frame, FrameInfo, open_session
-from tem_live.watch import Pair, PairPicker, Watch, WatchState
+from tem_live.watch import Analyst, Pair, PairPicker, WatchState
 
 SMALL = {
     "camera.sensor_height_px": 128,
@@ -129,7 +130,9 @@ def test_judges_pairs_and_misses_frames_while_it_works(monkeypatch):
 
     monkeypatch.setattr(watch_module._Judge, "take", slow)
     feed, judged = Feed(), []
-    with Watch(feed.subscribe, feed.tell, share=1.0) as watch:
+    watch = Analyst(feed.subscribe, feed.tell, share=1.0).watch()
+    assert watch is not None
+    with watch:
         watch.judged.connect(lambda pair, figures: judged.append((pair, figures)))
         for i in range(2):
             feed.push(frame(i))
@@ -190,18 +193,64 @@ def test_a_failure_ends_the_judging_and_is_told(monkeypatch):
 
     monkeypatch.setattr(watch_module._Judge, "take", broken)
     feed = Feed()
-    with Watch(feed.subscribe, feed.tell) as watch:
+    analyst = Analyst(feed.subscribe, feed.tell)
+    watch = analyst.watch()
+    assert watch is not None
+    with watch:
         for i in range(2):
             feed.push(frame(i))
-        watch._thread.join(20)
+        analyst._thread.join(20)
         feed.push(frame(2))
         assert feed.taken == [0, 1]
+        assert analyst.watch() is None
+    assert feed.ended == 1
     assert feed.told == [("error", "live analysis failed and is off: out of memory")]
 
 
 def test_no_share_of_a_core_is_refused():
     with pytest.raises(InputError, match="of a core"):
-        Watch(Feed().subscribe, Feed().tell, share=0.0)
+        Analyst(Feed().subscribe, Feed().tell, share=0.0)
+
+
+def test_several_watches_share_the_work_until_the_last_is_closed():
+    feed = Feed()
+    analyst = Analyst(feed.subscribe, feed.tell, share=1.0)
+    first, second = analyst.watch(), analyst.watch()
+    assert first is not None
+    assert second is not None
+    for i in range(2):
+        feed.push(frame(i))
+    for each in (first, second):
+        assert each.wait_for(lambda state: state.pairs == 1, 20)
+    first.close()
+    first.close()
+    assert feed.ended == 0
+    deadline = time.monotonic() + 20
+    number = 2
+    while second.state.pairs == 1 and time.monotonic() < deadline:
+        # It rests between two pairs.
+        feed.push(frame(number))
+        number += 1
+        time.sleep(0.005)
+    assert (first.state.pairs, second.state.pairs) == (1, 2)
+    third = analyst.watch()
+    assert third is not None
+    assert third.state.pairs == 2
+    second.close()
+    third.close()
+    assert feed.ended == 1
+    assert not analyst._thread.is_alive()
+
+
+def test_a_watch_and_a_loop_of_one_session_analyse_once():
+    with open_session("sim-damage", SMALL) as session:
+        with session.watch(), session.watch(fidelity=False):
+            loop = session.minimise(1.0)
+            names = [t.name for t in threading.enumerate() if t.name == "tem-live watch"]
+            assert len(names) == 2
+        # The loop goes on being told.
+        session.start()
+        assert loop.watch.wait_for(lambda state: state.pairs > 0, 30)
 
 
 def test_run_tells_fidelity_and_damage_when_asked():
