@@ -432,7 +432,8 @@ class _Reader:
 
 def _overlap(cells: npt.NDArray[Any], low: float, high: float) -> Grid:
     """Part of each cell (of side 1, beginning at the given numbers) between two edges."""
-    return np.clip(np.minimum(cells + 1, high) - np.maximum(cells, low), 0.0, 1.0)
+    part: Grid = np.clip(np.minimum(cells + 1, high) - np.maximum(cells, low), 0.0, 1.0)
+    return part
 
 
 # ------------------------------------------------------------------------------------------ files
