@@ -16,13 +16,17 @@ _SIDE = 128
 _SURE = 8.5
 _SURE_IF_RESTORED = 15.0
 _MOST_MISSES = 3
+# Shift in binned pixels after which the next frame is the one to compare with. What does not move,
+# such as the window, pulls each measured shift towards 0: few long ones lose less than many short.
+_FARTHEST = 6.0
 
 
 class DriftEstimator:
     """Shift of each frame against the first, by phase correlation of binned frames.
 
-    The shifts between successive frames are summed, so that a specimen that changes slowly or
-    drifts out of the first field is still followed. Kuglin and Hines (1975), Proc. IEEE Conf.
+    A frame is compared with one of those before, until the shift is large or the two are no longer
+    alike; then with that one. So a specimen that changes slowly or drifts out of the first field is
+    still followed. Kuglin and Hines (1975), Proc. IEEE Conf.
     Cybernetics and Society, 163; the peak is refined by a parabola through its neighbours.
     """
 
@@ -32,6 +36,7 @@ class DriftEstimator:
         self._low_pass: npt.NDArray[np.float32] | None = None
         self._shape: tuple[int, ...] = ()
         self._total = np.zeros(2)
+        self._total_before = np.zeros(2)
         self._misses = 0
 
     def reset(self) -> None:
@@ -39,6 +44,7 @@ class DriftEstimator:
         self._before = None
         self._window = None
         self._total = np.zeros(2)
+        self._total_before = np.zeros(2)
         self._misses = 0
 
     def update(
@@ -83,7 +89,7 @@ class DriftEstimator:
         spectra = [self._spectrum(download(_binned(plane, factor))) for plane in planes]
         before = self._before
         if before is None or len(before) != len(spectra):
-            self._before = spectra
+            self._before, self._total_before = spectra, self._total
             return float(self._total[0]), float(self._total[1])
         correlations = [
             self._correlation(new, old, (rows, columns))
@@ -98,14 +104,15 @@ class DriftEstimator:
             # The next frame is compared with the last good one, unless there is none any more.
             self._misses += 1
             if self._misses >= _MOST_MISSES:
-                self._before, self._misses = spectra, 0
+                self._before, self._total_before, self._misses = spectra, self._total, 0
             return None
-        self._before, self._misses = spectra, 0
+        self._misses = 0
         finest = correlations[-1]
         peak = np.unravel_index(int(finest.argmax()), finest.shape)
-        self._total += [
-            factor * _subpixel(finest, int(peak[0]), int(peak[1]), axis) for axis in (0, 1)
-        ]
+        shift = np.array([_subpixel(finest, int(peak[0]), int(peak[1]), axis) for axis in (0, 1)])
+        self._total = self._total_before + factor * shift
+        if np.abs(shift).max() > _FARTHEST:
+            self._before, self._total_before = spectra, self._total
         return float(self._total[0]), float(self._total[1])
 
     def _spectrum(self, small: npt.NDArray[np.float32]) -> npt.NDArray[np.complex64]:
