@@ -152,8 +152,8 @@ class _Detector:
         return Fetched(raw={"dtype": str(image.dtype)})
 
     def is_there(self) -> bool:
-        # The connection is busy with the exposure, and tells by itself when it breaks.
-        return True
+        # The connection is busy with the exposure: it cannot be asked, only waited for.
+        return not self._snapshots.is_overdue(self._exposure_s + self._options.reply_timeout_s)
 
     def _acquire(self) -> Image:
         sent = self._detector.snapshot_rawdata()

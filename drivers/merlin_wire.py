@@ -236,6 +236,10 @@ def frame_header(body: bytes) -> FrameHeader:
         raise _broken(
             f"{len(body)} bytes for a frame of {height}x{width} {kind} after {header_bytes}"
         )
+    # The length fits where the next message has filled up what was missing of this one.
+    next_at = body.find(b",MQ1,")
+    if next_at >= 0 and _PREFIX.fullmatch(body[max(0, next_at - PREFIX_BYTES) : next_at]):
+        raise _broken(f"frame {sequence} torn, and the next one within it")
     return FrameHeader(
         sequence=sequence,
         header_bytes=header_bytes,

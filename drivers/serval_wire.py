@@ -81,6 +81,9 @@ class Images:
             data = bytes(view[: header["dataSize"]])
         del self._bytes[: header["dataSize"]]
         self._header = None
+        # Where something was missing, the next image has filled it up.
+        if b'"frameNumber"' in data:
+            raise _broken(f"image {header['frameNumber']} torn, and the next one within it")
         dtype = DTYPES[header["bitDepth"]].newbyteorder(">")
         time_s = header.get("timeAtFrame")
         kept = ("measurementID", "pixelEventNumber", "thresholdID", "integrationSize")

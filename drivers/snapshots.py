@@ -7,6 +7,7 @@ could say otherwise. The next exposure is asked for when the last image was take
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
@@ -35,6 +36,7 @@ class Snapshots:
         self._expose = expose
         self._image: Future[Image] | None = None
         self._to_ask = 0.0
+        self._began: float | None = None
 
     def start(self, frames: int | None) -> None:
         """Ask for the first image of so many."""
@@ -47,7 +49,7 @@ class Snapshots:
         """Ask for no more. One that was begun ends by itself, and nobody takes it."""
         if self._image is not None:
             self._image.cancel()
-        self._image = None
+        self._image = self._began = None
         self._to_ask = 0
 
     def next(self, wait_s: float) -> Image | None:
@@ -63,6 +65,8 @@ class Snapshots:
         image = self._image or self._ask()
         wait((image,), wait_s)
         if not image.done():
+            if self._began is None and image.running():
+                self._began = time.monotonic()
             return None
         self._image = None
         try:
@@ -75,8 +79,16 @@ class Snapshots:
             self._ask()
         return taken
 
+    def is_overdue(self, longest_s: float) -> bool:
+        """Whether an exposure has been going on for longer than ``longest_s`` seconds.
+
+        One that waits for the end of an earlier one does not count as going on.
+        """
+        return self._began is not None and time.monotonic() - self._began > longest_s
+
     def _ask(self) -> Future[Image]:
         self._to_ask -= 1
+        self._began = None
         self._image = self._expose()
         return self._image
 

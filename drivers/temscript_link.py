@@ -79,7 +79,9 @@ class TemscriptLink:
         # Imported on the connection's thread alone: importing it already sets COM up.
         if find_spec("temscript") is None:
             raise NotConnectedError(f"Thermo Fisher microscopes need temscript: {INSTALL}")
-        self._worker = Worker("temscript", lambda: _connect(self._options, self._longest_s))
+        self._worker = Worker(
+            "temscript", lambda: _connect(self._options, self._longest_s), _disconnect
+        )
         try:
             self.ask(lambda microscope: microscope.get_family())
         except DeviceError as error:
@@ -91,6 +93,11 @@ class TemscriptLink:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
+
+    def wait_for(self, longest_s: float) -> None:
+        """From now on the longest request takes ``longest_s`` seconds besides."""
+        self._longest_s = longest_s
+        self.ask(lambda microscope: _wait(microscope, self._options.reply_timeout_s + longest_s))
 
     def submit(self, question: Callable[[Any], Answer]) -> Future[Answer]:
         """Ask without waiting; what goes wrong is to be told by `told`."""
@@ -177,6 +184,20 @@ def _connect(options: TemscriptOptions, longest_s: float) -> Any:
     return temscript.RemoteMicroscope(
         (options.host, options.port), timeout=options.reply_timeout_s + longest_s
     )
+
+
+def _wait(microscope: Any, timeout_s: float) -> None:
+    # temscript takes a timeout only when it is made; each request is a new connection with this.
+    connection = getattr(microscope, "_conn", None)
+    if connection is not None:
+        connection.timeout = timeout_s
+
+
+def _disconnect(microscope: Any) -> None:
+    # temscript leaves an answer that it could not read open.
+    connection = getattr(microscope, "_conn", None)
+    if connection is not None:
+        connection.close()
 
 
 def _where(options: TemscriptOptions) -> str:

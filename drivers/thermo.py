@@ -112,6 +112,7 @@ class _Temscript:
         self._exposure_s = float(taken["exposure(s)"])
         if not (math.isfinite(self._exposure_s) and self._exposure_s > 0):
             raise RefusedError(f"the microscope took an exposure of {self._exposure_s:g} s")
+        self._link.wait_for(self._exposure_s)
         height, width = self._sensor
         self._shape = height // settings.binning, width // settings.binning
         return CameraState(
@@ -140,8 +141,8 @@ class _Temscript:
         return Fetched(raw={"camera": self._camera, "dtype": str(image.dtype)})
 
     def is_there(self) -> bool:
-        # The connection is busy with the exposure, and tells by itself when it breaks.
-        return True
+        # The connection is busy with the exposure: it cannot be asked, only waited for.
+        return not self._snapshots.is_overdue(self._exposure_s + self._options.reply_timeout_s)
 
 
 def _acquire(microscope: Any, camera: str) -> npt.NDArray[Any]:

@@ -29,10 +29,18 @@ class Worker(Generic[Connection]):
     connect : callable
         Makes the connection; called on the thread for the first task, and again for the first one
         after a task that failed.
+    disconnect : callable
+        Given a connection that is used no more; it must not raise.
     """
 
-    def __init__(self, name: str, connect: Callable[[], Connection]) -> None:
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Connection],
+        disconnect: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
         self._connect = connect
+        self._disconnect = disconnect
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         # A vendor's call that never returns must not keep the program from ending.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -78,7 +86,11 @@ class Worker(Generic[Connection]):
                     connection = self._connect()
                 answer.set_result(task(connection))
             except BaseException as error:
-                connection = None
+                if connection is not None:
+                    self._disconnect(connection)
+                    connection = None
                 answer.set_exception(error)
             # Neither a result nor an error is kept longer than its reader wants it.
             del item, task, answer
+        if connection is not None:
+            self._disconnect(connection)

@@ -37,53 +37,11 @@ from tem_live.errors import (
 )
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.reading import read_on, read_one
+from tests.drivers.servers.temscript import Microscope, SmallMicroscope
 
 temscript = pytest.importorskip("temscript", reason="temscript is not installed")
 
 REPLY_S = 2.0
-
-
-class SmallMicroscope(temscript.NullMicroscope):  # type: ignore[misc]
-    """temscript's simulated microscope with a sensor of another form, and faults to order."""
-
-    CCD_SIZE = 64
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pretend: Callable[[npt.NDArray[Any]], dict[str, Any]] | None = None
-        self.steps = range(5, 16)
-
-    def acquire(self, *names: str) -> dict[str, Any]:
-        images: dict[str, Any] = super().acquire(*names)
-        return self.pretend(images["CCD"]) if self.pretend else images
-
-    def set_magnification_index(self, index: int) -> None:
-        if index not in self.steps:
-            raise ValueError("no such step")
-        super().set_magnification_index(index)
-
-
-class Microscope:
-    """A temscript server of this process."""
-
-    def __init__(self) -> None:
-        from temscript.server import MicroscopeServer
-
-        self.server = MicroscopeServer(("127.0.0.1", 0), SmallMicroscope)
-        self.server.RequestHandlerClass.log_message = lambda *_: None
-        self.port = int(self.server.server_address[1])
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
-        self.thread.start()
-
-    @property
-    def itself(self) -> SmallMicroscope:
-        microscope: SmallMicroscope = self.server.microscope
-        return microscope
-
-    def end(self) -> None:
-        self.server.shutdown()
-        self.thread.join()
-        self.server.server_close()
 
 
 @pytest.fixture(scope="module")

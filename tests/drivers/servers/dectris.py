@@ -123,9 +123,9 @@ def cbor_mark(kind: str, series: int) -> Parts:
 
 
 class DectrisServer:
-    """A detector on two free ports; its attributes say how it fails."""
+    """A detector on two ports, free ones unless given; its attributes say how it fails."""
 
-    def __init__(self, shape: tuple[int, int] = (18, 28)) -> None:
+    def __init__(self, shape: tuple[int, int] = (18, 28), ports: tuple[int, int] = (0, 0)) -> None:
         self.shape = shape
         self.parameters: dict[str, Any] = {
             "detector/config/description": "DECTRIS SINGLA",
@@ -167,8 +167,10 @@ class DectrisServer:
         self._context = zmq.Context()
         self._stream = self._context.socket(zmq.PUSH)
         self._stream.linger = 0
-        self.stream_port = self._stream.bind_to_random_port("tcp://127.0.0.1")
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._stream.bind(f"tcp://127.0.0.1:{ports[1] or '*'}")
+        address = self._stream.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.stream_port = int(address.rsplit(":", 1)[1])
+        self._http = ThreadingHTTPServer(("127.0.0.1", ports[0]), self._handler())
         self._http.daemon_threads = False
         self.port = self._http.server_address[1]
         self._serving = threading.Thread(target=self._http.serve_forever, args=(0.02,))

@@ -101,6 +101,7 @@ class GatanServer:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # As the plug-in does: a new program ends the connection of the earlier one.
             if self._client is not None:
                 _hang_up(self._client)

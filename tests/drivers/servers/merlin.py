@@ -79,9 +79,9 @@ def picture(sequence: int, shape: tuple[int, int]) -> npt.NDArray[np.uint16]:
 
 
 class MerlinServer:
-    """A Merlin on two free ports; its attributes say how it fails."""
+    """A Merlin on two ports, free ones unless given; its attributes say how it fails."""
 
-    def __init__(self, shape: tuple[int, int] = (16, 24)) -> None:
+    def __init__(self, shape: tuple[int, int] = (16, 24), ports: tuple[int, int] = (0, 0)) -> None:
         self.shape = shape
         self.parameters = {
             "SOFTWAREVERSION": "0.67.0.9",
@@ -114,7 +114,7 @@ class MerlinServer:
         self._quit = threading.Event()
         self._triggered = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+        self._listeners = [socket.create_server(("127.0.0.1", port)) for port in ports]
         self.port, self.data_port = (line.getsockname()[1] for line in self._listeners)
 
     def __enter__(self) -> MerlinServer:

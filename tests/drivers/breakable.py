@@ -1,0 +1,504 @@
+"""Every family's peer, or the fake of it, in one form: it sends known frames and breaks on demand.
+
+`PEERS` names them by their driver. A new driver adds one function here and has then the tests of
+`test_whole_runs`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tem_live import session as session_module
+from tem_live.drivers import native
+from tem_live.drivers.protocols import Camera
+from tests.drivers.instruments.atcore import Atcore
+from tests.drivers.instruments.dcam import Dcam
+from tests.drivers.instruments.pco_sdk import PcoSdk
+from tests.drivers.servers import dectris, gatan, merlin, serval
+
+Pixels = npt.NDArray[Any]
+Break = Callable[[], object]
+REPLY_S = 0.5
+"""Time that drivers are given for an answer, in seconds."""
+
+
+@dataclass
+class Peer:
+    """Something with a camera that a session can use.
+
+    Attributes
+    ----------
+    profile : str
+        Shipped profile to use it with.
+    settings : mapping
+        What the profile has to be told of it.
+    faults : mapping of str to (callable, str)
+        What breaks it in the middle of a run, by the fault's name, and words that the run then
+        ends with.
+    mend : callable
+        Makes it sound again, whatever broke it.
+    sent : callable or None
+        What frame ``n`` of its first run shows; None where that is not known beforehand.
+    exposure_s : float
+        Of its runs, in seconds.
+    """
+
+    profile: str
+    settings: Mapping[str, Any]
+    faults: Mapping[str, tuple[Break, str]]
+    mend: Callable[[], object]
+    sent: Callable[[int], Pixels] | None = None
+    exposure_s: float = 0.005
+
+
+class Make(Protocol):
+    """Gives a sound peer, and leaves nothing behind."""
+
+    def __call__(self, patch: pytest.MonkeyPatch) -> AbstractContextManager[Peer]: ...
+
+
+class _Restarted:
+    """A server of this process, which can be ended and begun again on its ports."""
+
+    def __init__(self, make: Callable[..., Any], stack: ExitStack) -> None:
+        self._make, self._ports = make, None
+        self.now: Any = make().__enter__()
+        stack.callback(lambda: self.now.end())
+
+    def mend(self, ports: Any) -> None:
+        """As it was, on the same ports."""
+        self.now.end()
+        self.now = self._make(ports).__enter__()
+
+    def sends(self, message: Callable[[Any, Any], Any]) -> Break:
+        """From now on ``message(number, what a sound one sends)``."""
+        return lambda: setattr(self.now, "send", message)
+
+    def end(self) -> None:
+        self.now.end()
+
+
+@contextmanager
+def gatan_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    shape = (16, 24)
+    with ExitStack() as stack:
+        server = _Restarted(lambda port=0: gatan.GatanServer(shape, port=port), stack)
+        port = server.now.port
+        whole = gatan.packed(0, 384, 24, 16, 1)
+        yield Peer(
+            "gatan",
+            {"camera.port": port},
+            {
+                "killed": (server.end, "no DigitalMicrograph answers"),
+                "stalled": (server.sends(lambda _, sound: b""), "sends no image"),
+                "wrong size": (
+                    server.sends(lambda _, s: gatan.packed(0, 192, 12, 16, 1) + s[24:]),
+                    "16x12",
+                ),
+                "wrong type": (
+                    server.sends(lambda _, s: gatan.packed(0, 768, 24, 16, 1) + 2 * s[24:]),
+                    "768 pixels",
+                ),
+                "truncated": (server.sends(lambda _, s: s[: len(whole) + 99]), "amid an image"),
+                "garbage": (server.sends(lambda *_: b"GARBAGE " * 120), "a reply of"),
+            },
+            lambda: server.mend(port),
+            lambda number: gatan.picture(number, shape),
+        )
+
+
+@contextmanager
+def serval_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    shape = (256, 256)
+    small, wide = np.ones((128, 256), np.uint16), np.ones(shape, np.uint32)
+    with ExitStack() as stack:
+        server = _Restarted(lambda port=0: serval.ServalServer(port=port), stack)
+        port = server.now.port
+        yield Peer(
+            "serval",
+            {"camera.port": port},
+            {
+                "killed": (server.end, "Serval"),
+                "stalled": (server.sends(lambda *_: b""), "sends no images"),
+                "wrong size": (
+                    server.sends(lambda number, _: serval.streamed(number, small)), "128x256",
+                ),
+                "wrong type": (
+                    server.sends(lambda number, _: serval.streamed(number, wide)), "uint32",
+                ),
+                "truncated": (server.sends(lambda _, sound: sound[:999]), "image"),
+                "garbage": (server.sends(lambda *_: b"GARBAGE " * 40), "should begin"),
+            },
+            lambda: server.mend(port),
+            lambda number: serval.picture(number, shape),
+        )  # fmt: skip
+
+
+@contextmanager
+def merlin_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    shape = (16, 24)
+
+    def another(shape: tuple[int, int], kind: str) -> Callable[[int, bytes], bytes]:
+        def message(index: int, _: bytes) -> bytes:
+            return merlin.message(merlin.frame(index + 1, merlin.picture(index, shape), kind))
+
+        return message
+
+    with ExitStack() as stack:
+        server = _Restarted(lambda ports=(0, 0): merlin.MerlinServer(shape, ports), stack)
+        ports = server.now.port, server.now.data_port
+        yield Peer(
+            "merlin",
+            {"camera.port": ports[0], "camera.data_port": ports[1]},
+            {
+                "killed": (server.end, "Merlin"),
+                "stalled": (server.sends(lambda *_: b""), "sends no frames"),
+                "wrong size": (server.sends(another((8, 24), "U16")), "8x24"),
+                "wrong type": (server.sends(another(shape, "U32")), "uint32"),
+                # What follows is taken for the rest of it, so that the next header is amiss.
+                "truncated": (server.sends(lambda _, sound: sound[:99]), "Merlin"),
+                "garbage": (server.sends(lambda *_: b"GARBAGE" * 40), "should begin"),
+            },
+            lambda: server.mend(ports),
+            lambda number: merlin.picture(number, shape),
+        )
+
+
+def _dectris_peer(stream: str) -> Make:
+    make = {"legacy": dectris.legacy_image, "cbor": dectris.cbor_image}[stream]
+    shape = (18, 28)
+
+    @contextmanager
+    def peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+        if stream == "cbor":
+            pytest.importorskip("cbor2", reason="cbor2 is not installed")
+        with ExitStack() as stack:
+            server = _Restarted(lambda ports=(0, 0): dectris.DectrisServer(shape, ports), stack)
+            ports = server.now.port, server.now.stream_port
+
+            def another(shape: tuple[int, int], dtype: str) -> Callable[[int, Any], Any]:
+                def message(number: int, _: Any) -> Any:
+                    picture = dectris.picture(number, shape, dtype)
+                    return [make(server.now.series, number, picture)]
+
+                return message
+
+            def torn(_: int, parts: list[bytes]) -> list[list[bytes]]:
+                return [parts[:-1] if len(parts) > 1 else [parts[0][:99]]]
+
+            yield Peer(
+                "dectris",
+                {
+                    "camera.port": ports[0],
+                    "camera.stream_port": ports[1],
+                    "camera.stream": stream,
+                },
+                {
+                    "killed": (server.end, "DECTRIS"),
+                    "stalled": (server.sends(lambda *_: []), "sends no images"),
+                    "wrong size": (server.sends(another((8, 28), "uint16")), "8x28"),
+                    "wrong type": (server.sends(another(shape, "uint32")), "uint32"),
+                    "truncated": (server.sends(torn), "DECTRIS"),
+                    "garbage": (server.sends(lambda *_: [[b"GARBAGE"] * 4]), "DECTRIS"),
+                },
+                lambda: server.mend(ports),
+                lambda number: dectris.picture(number, shape),
+            )
+
+    return peer
+
+
+@contextmanager
+def genicam_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    from tem_live.drivers.genicam import GenICamCamera
+    from tem_live.drivers.genicam_link import Block
+    from tests.drivers.instruments.genicam_link import BrokenLink
+
+    class Link(BrokenLink):
+        def __init__(self) -> None:
+            super().__init__()
+            self.numbers = itertools.count()
+            self.make: Callable[[int], Block | None] = sound
+
+        def start(self) -> None:
+            self.numbers = itertools.count()
+
+        def fetch(self, wait_s: float) -> Block | None:
+            time.sleep(min(wait_s, 0.002))
+            return self.make(next(self.numbers))
+
+    def picture(number: int, shape: tuple[int, int] = (6, 8), kind: Any = np.uint16) -> Pixels:
+        return np.full(shape, number % 200, kind)
+
+    def sound(number: int) -> Block:
+        return Block(number + 1, "Mono12", picture(number))
+
+    def sends(make: Callable[[int], Block | None]) -> Break:
+        return lambda: setattr(link, "make", make)
+
+    def nothing(number: int) -> None:
+        return None
+
+    def gone() -> None:
+        link.alive = False
+        link.make = nothing
+
+    def mend() -> None:
+        link.alive, link.make = True, sound
+
+    link = Link()
+    patch.setattr(GenICamCamera, "_connect", lambda self: link)
+    yield Peer(
+        "genicam",
+        {},
+        {
+            "killed": (gone, "a camera is gone"),
+            "stalled": (sends(nothing), "sends no images"),
+            "wrong size": (sends(lambda n: Block(n + 1, "Mono12", picture(n, (6, 4)))), "6x4"),
+            "wrong type": (
+                sends(lambda n: Block(n + 1, "Mono8", picture(n, kind=np.uint8))), "Mono8",
+            ),
+        },
+        mend,
+        picture,
+    )  # fmt: skip
+
+
+@contextmanager
+def thermo_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    pytest.importorskip("temscript", reason="temscript is not installed")
+    from tests.drivers.servers.temscript import Microscope
+
+    class Torn(BaseHTTPRequestHandler):
+        """An answer that is shorter than it says."""
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "999")
+            self.end_headers()
+            self.wfile.write(b'{"CCD": ')
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    class Garbage(Torn):
+        def do_GET(self) -> None:
+            self.wfile.write(b"GARBAGE " * 40)
+
+    held = threading.Event()
+    counted = itertools.count()
+    now: list[Microscope] = []
+
+    def picture(number: int) -> Pixels:
+        return np.arange(64 * 64, dtype=np.int32).reshape(64, 64) + number
+
+    def begin(port: int) -> None:
+        now[:] = [Microscope(port)]
+        answers.clear()
+        held.clear()
+        sends(lambda: picture(next(counted)))()
+
+    def sends(image: Callable[[], Pixels]) -> Break:
+        def pretend() -> None:
+            now[0].itself.pretend = lambda _: {"CCD": image()}
+
+        return pretend
+
+    def stall() -> Pixels:
+        held.wait(20)
+        return picture(0)
+
+    def end() -> None:
+        held.set()
+        if now:
+            now.pop().end()
+
+    def answers_with(handler: type[BaseHTTPRequestHandler]) -> Break:
+        return lambda: setattr(now[0].server, "RequestHandlerClass", handler)
+
+    answers: list[Any] = []
+    begin(0)
+    port = now[0].port
+
+    def mend() -> None:
+        end()
+        begin(port)
+
+    try:
+        yield Peer(
+            "thermo",
+            {"camera.route": "remote", "camera.port": port},
+            {
+                "killed": (end, "temscript-server"),
+                "stalled": (sends(stall), "does not answer"),
+                "wrong size": (sends(lambda: picture(0)[1:]), "63x64"),
+                "wrong type": (sends(lambda: picture(0).astype(np.float64)), "float64"),
+                "truncated": (answers_with(Torn), "temscript-server"),
+                "garbage": (answers_with(Garbage), "temscript-server"),
+            },
+            mend,
+            picture,
+        )
+    finally:
+        end()
+
+
+@contextmanager
+def tvips_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    from tem_live.drivers.tvips import TvipsCamera, TvipsOptions
+    from tests.drivers.instruments.emmenu import HEIGHT, WIDTH, ComError, Emmenu
+
+    emmenu = Emmenu()
+    stuck = threading.Event()
+    _takes(patch, lambda: TvipsCamera(TvipsOptions(reply_timeout_s=REPLY_S), emmenu.connect))
+
+    def spoils(pixels: Callable[[Pixels], Pixels]) -> Break:
+        return lambda: setattr(emmenu, "spoil", pixels)
+
+    def stall(pixels: Pixels) -> Pixels:
+        stuck.wait(20)
+        return pixels
+
+    def mend() -> None:
+        stuck.set()
+        emmenu.failing, emmenu.spoil = None, lambda pixels: pixels
+
+    def picture(number: int) -> Pixels:
+        rows, columns = np.indices((HEIGHT, WIDTH))
+        return 1000 * number + 10 * rows + columns - 5
+
+    failing = ComError(0x800706BA, "RPC server is unavailable")
+    try:
+        yield Peer(
+            "tvips",
+            {},
+            {
+                "killed": (lambda: setattr(emmenu, "failing", failing), "EMMENU is gone"),
+                "stalled": (spoils(stall), "does not answer"),
+                "wrong size": (spoils(lambda pixels: pixels[1:]), "47x64"),
+                "garbage": (spoils(lambda pixels: pixels[0]), "EMMENU"),
+            },
+            mend,
+            picture,
+        )
+    finally:
+        stuck.set()
+
+
+@contextmanager
+def jeol_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    from tem_live.drivers.jeol import JeolCamera, JeolOptions
+    from tests.drivers.instruments.pyjem import PyJem
+
+    fake = PyJem()
+    stuck = threading.Event()
+    sound, sent = fake.snapshot_rawdata, fake.sent
+    _takes(patch, lambda: JeolCamera(JeolOptions(reply_timeout_s=REPLY_S), lambda: fake))
+
+    def spoils(change: Callable[[bytes], Any]) -> Break:
+        patch.setattr(fake, "snapshot_rawdata", lambda: change(sound()))
+        return lambda: patch.setattr(fake, "snapshot_rawdata", lambda: change(sound()))
+
+    def stall(data: bytes) -> bytes:
+        stuck.wait(20)
+        return data
+
+    def mend() -> None:
+        stuck.set()
+        fake.failing = None
+        patch.setattr(fake, "snapshot_rawdata", sound)
+
+    faults: dict[str, tuple[Break, str]] = {
+        "killed": (
+            lambda: setattr(fake, "failing", ConnectionError("no route")), "no route",
+        ),
+        "stalled": (spoils(stall), "does not answer"),
+        "wrong size": (spoils(lambda data: data + data), "bytes where"),
+        "truncated": (spoils(lambda data: data[:99]), "99 bytes"),
+        "garbage": (spoils(lambda data: None), "PyJEM answers otherwise"),
+    }  # fmt: skip
+    mend()
+    stuck.clear()
+    try:
+        yield Peer("jeol", {}, faults, mend, lambda _: sent.reshape(48, 64))
+    finally:
+        stuck.set()
+
+
+def _library_peer(driver: str, make: Callable[[], Any], wrong_size: Callable[[Any], None]) -> Make:
+    """A maker's library: calls instead of messages, so none is truncated, and none is garbage."""
+    stalls_in = {
+        "hamamatsu": "dcamwait_start", "andor": "AT_WaitBuffer", "pco": "PCO_GetBufferStatus",
+    }[driver]  # fmt: skip
+
+    @contextmanager
+    def peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+        fake = make()
+        returned = threading.Event()
+        patch.setattr(native, "loader", lambda *_: lambda: fake.library)
+        sound = {name: value for name, value in vars(fake).items() if not callable(value)}
+        changeable = {name: sound[name] for name in ("wrong_size", "short_by", "told_size")
+                      if name in sound}  # fmt: skip
+
+        def mend() -> None:
+            fake.library.hanging.clear()
+            returned.set()
+            fake.sensor.present = True
+            for name, value in changeable.items():
+                setattr(fake, name, value)
+
+        def stall() -> None:
+            fake.library.hanging[stalls_in] = returned
+
+        try:
+            yield Peer(
+                driver,
+                {},
+                {
+                    "killed": (lambda: setattr(fake.sensor, "present", False), ""),
+                    "stalled": (stall, "has not answered"),
+                    "wrong size": (lambda: wrong_size(fake), ""),
+                },
+                mend,
+                fake.sensor.picture,
+                # Its few buffers must last while a busy computer does something else.
+                exposure_s=0.01,
+            )
+        finally:
+            returned.set()
+        assert fake.library.errors == []
+        assert fake.open_handles == [], "what was opened is closed"
+
+    return peer
+
+
+def _takes(patch: pytest.MonkeyPatch, make: Callable[[], Camera]) -> None:
+    """Have sessions use this camera, where the driver's library comes from its maker alone."""
+    patch.setattr(session_module, "make_camera", lambda profile: make())
+
+
+PEERS: dict[str, Make] = {
+    "gatan": gatan_peer,
+    "serval": serval_peer,
+    "merlin": merlin_peer,
+    "dectris legacy": _dectris_peer("legacy"),
+    "dectris cbor": _dectris_peer("cbor"),
+    "genicam": genicam_peer,
+    "thermo": thermo_peer,
+    "tvips": tvips_peer,
+    "jeol": jeol_peer,
+    "hamamatsu": _library_peer("hamamatsu", Dcam, lambda fake: setattr(fake, "wrong_size", True)),
+    "andor": _library_peer("andor", Atcore, lambda fake: setattr(fake, "short_by", 4)),
+    "pco": _library_peer("pco", PcoSdk, lambda fake: setattr(fake, "told_size", (48, 64))),
+}
