@@ -48,6 +48,9 @@ _T = TypeVar("_T")
 MOST_WORKERS = 2
 """Frames that are restored at the same time, each on its share of the processor's cores."""
 
+_LATER = ("model", "latency_ms", "drift_px")
+"""What is known of a frame only once it is restored, and so not when its raw plane is written."""
+
 READ_SLICE_S = 0.1
 """Longest wait inside the driver: how late a command or a stop can come to a long exposure."""
 
@@ -84,6 +87,9 @@ class Sink(Protocol):
 
     def write_restored(self, frame_id: int, restored: npt.NDArray[np.float32]) -> None:
         """Store the restored plane of a frame whose raw one is stored."""
+
+    def note(self, attributes: dict[str, Any]) -> None:
+        """Say something of the recording as a whole, besides what it began with."""
 
     def close(self) -> None:
         """Finish; idempotent."""
@@ -187,6 +193,16 @@ class Writer:
         """Queue the restored plane of a frame that was queued before."""
         self._hand_over(taken, self._write_restored)
 
+    def note(self, attributes: dict[str, Any]) -> None:
+        """Queue something to be said of the recording as a whole."""
+        sink = self._sink
+        if sink is not None:
+            self._queue.put(lambda: None if self._broken else self._guarded(note))
+
+        def note() -> None:
+            assert sink is not None
+            sink.note(attributes)
+
     def close(self) -> None:
         """Write what is queued, then close the recording; returns when the file is closed."""
         sink, self._sink = self._sink, None
@@ -235,7 +251,8 @@ class Writer:
             )
             self._stream = stream
         measured = replace(info, dose_e_per_px=stream.calibrator.mean_electrons(taken.slot.host))
-        sink.write_raw(info.frame_id, taken.slot.host, measured.as_dict())
+        meta = {key: value for key, value in measured.as_dict().items() if key not in _LATER}
+        sink.write_raw(info.frame_id, taken.slot.host, meta)
         self.recorded += 1
 
     def _write_restored(self, sink: Sink, taken: Taken) -> None:

@@ -118,10 +118,17 @@ class BeamMonitorProfile(_Open):
 
 
 class RestorerProfile(_Strict):
-    """``[restorer]``: the model that restores the live frames; ``model = "none"`` for no model."""
+    """``[restorer]``: the model that restores the live frames; ``model = "none"`` for no model.
+
+    Attributes
+    ----------
+    model, device, precision
+        See `tem_live.models.load_restorer`.
+    """
 
     model: str = "fast"
     device: str = "auto"
+    precision: Literal["auto", "float32", "float16", "int8"] = "auto"
 
 
 class CalibrationProfile(_Strict):

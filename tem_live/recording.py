@@ -226,6 +226,20 @@ class Recorder:
                 raise self._error(error) from None
             return
 
+    def note(self, attributes: Mapping[str, Any]) -> None:
+        """Set root attributes, besides those that it began with.
+
+        Raises
+        ------
+        RecordingError
+            The disk is full or broken; the frames before are kept.
+        """
+        self._must_be_good()
+        try:
+            self._root.attrs.update(plain(dict(attributes)))
+        except OSError as error:
+            raise self._error(error) from None
+
     def close(self) -> None:
         """Cut the arrays to the frames written and mark the recording complete; idempotent.
 

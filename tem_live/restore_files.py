@@ -199,6 +199,7 @@ def _restore(
                 "unit": "e-/px",
                 "model": restorer.name,
                 "model_sha256": getattr(getattr(restorer, "card", None), "sha256", None),
+                "precision": getattr(restorer, "precision", None),
                 "counts_per_electron": gain,
                 "counts_per_electron_from": origin,
                 "offset_counts": offset,

@@ -148,6 +148,7 @@ class Session:
         self._lost = False
         self._recording: Path | None = None
         self._recording_error: RecordingError | None = None
+        self._models_recorded: list[dict[str, Any]] = []
         self._references_taken: dict[Kind, Reference] = {}
         self._beam = Beam()
         self._emergencies = 0
@@ -315,6 +316,7 @@ class Session:
             spot_size=self._spot_size,
             magnification=self._magnification,
             mode=self._mode,
+            precision=self._restorer.precision if self._restorer else None,
         )
 
     def stats(self) -> RunStats:
@@ -971,16 +973,19 @@ class Session:
             if self._recording is not None:
                 raise RefusedError(f"already recording to {self._recording}; stop that first")
             target = Path(path)
+            if not target.name:
+                raise InputError(f"{str(path)!r} is no name for a recording; give one")
             if target.suffix != ".zarr":
                 target = target.with_name(target.name + ".zarr")
-            card = self._restorer.card if self._restorer else None
+            model = self._model_facts()
+            self._models_recorded = [{"from_frame": self._acquisition.next_id, **model}]
             recorder = Recorder(
                 target,
                 {
                     "program": f"tem_live {__version__}",
                     "profile": self.profile.model_dump(mode="json"),
-                    "model": card.name if card else "none",
-                    "model_sha256": card.sha256 if card else None,
+                    **model,
+                    "models": self._models_recorded,
                     "counts_per_electron": self._stream.counts_per_electron,
                     "offset_counts": self._offset_counts(),
                 },
@@ -1506,6 +1511,23 @@ class Session:
             )
         self._restorer = restorer
         self._processor.set_restorer(restorer)
+        with self._lock:
+            if self._recording is not None:
+                since = {"from_frame": self._acquisition.next_id, **self._model_facts()}
+                self._models_recorded = [*self._models_recorded, since]
+                self._writer.note({"models": self._models_recorded})
+
+    def _model_facts(self) -> dict[str, Any]:
+        """What a recording says of the restorer, and what it computes in."""
+        restorer = self._restorer
+        if restorer is None:
+            return {"model": "none", "model_sha256": None, "precision": None, "device": None}
+        return {
+            "model": restorer.name,
+            "model_sha256": restorer.card.sha256,
+            "precision": restorer.precision,
+            "device": str(restorer.device),
+        }
 
     def _reconnect(self) -> None:
         def again() -> None:
@@ -1580,7 +1602,7 @@ def _load_restorer(name: str, profile: Profile) -> Restorer | None:
         return None
     from tem_live.models import load_restorer
 
-    return load_restorer(name, device=profile.restorer.device)
+    return load_restorer(name, profile.restorer.device, profile.restorer.precision)
 
 
 def _in_order(inbox: queue.SimpleQueue[Frame | str], first: int, n: int) -> Iterator[Frame]:

@@ -101,7 +101,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """Settings as they were read back. None stands for what the instrument does not have."""
+    """Settings as they were read back. None stands for what the instrument does not have.
+
+    ``precision`` is what the model computes in: ``float32``, ``float16`` or ``int8``.
+    """
 
     exposure_s: float
     binning: int
@@ -121,6 +124,7 @@ class SessionState:
     spot_size: int | None = None
     magnification: float | None = None
     mode: str | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from tem_live.errors import (
     RecordingError,
     RefusedError,
 )
+from tem_live.recording import read_recording
 from tem_live.session import Session
 from tests.tem_live.fakes import FakeCamera, FakeColumn
 
@@ -214,7 +215,8 @@ def test_a_restorer_slower_than_the_ring_is_long_loses_no_raw_frame(
     assert [frame.meta.frame_id for frame in frames] == list(range(60))
     stats = session.stats()
     assert (stats.frames, stats.dropped_raw) == (60, 0)
-    assert 1 <= stats.restored <= 3
+    # On a machine that does much else the 60 frames take longer than 0.3 s.
+    assert 1 <= stats.restored < 20
     assert stats.restored + stats.restore_skipped == 60
 
 
@@ -667,6 +669,9 @@ class Sink:
     def write_restored(self, frame_id: int, restored: Any) -> None:
         self.events.append(("restored", frame_id))
 
+    def note(self, attributes: dict[str, Any]) -> None:
+        self.events.append(("note", len(attributes)))
+
     def close(self) -> None:
         self.closed = True
 
@@ -775,3 +780,54 @@ def test_a_second_recording_at_once_is_refused(fake_session: Opener, tmp_path: P
         session.record(tmp_path / "b")
     assert session.stop_recording() == tmp_path / "a.zarr"
     session.record(tmp_path / "b")
+
+
+def test_a_recording_says_which_model_and_precision_were_at_work(tmp_path: Path):
+    with session_module.open_session(
+        "sim",
+        {
+            "camera.sensor_height_px": 64,
+            "camera.sensor_width_px": 64,
+            "camera.exposure_s": 0.005,
+            "restorer.precision": "float32",
+        },
+    ) as session:
+        assert session.state.precision == "float32"
+        session.record(tmp_path / "run")
+        session.start()
+        list(session.frames(3))
+        session.model = "none"
+        since = session._acquisition.next_id
+        assert session.state.precision is None
+        list(session.frames(3))
+        session.stop()
+    recording = read_recording(tmp_path / "run.zarr")
+    first, second = recording.attributes["models"]
+    assert (first["model"], first["precision"], first["device"]) == ("fast", "float32", "cpu")
+    assert len(first["model_sha256"]) == 64
+    assert (second["model"], second["precision"]) == ("none", None)
+    assert first["from_frame"] == 0
+    assert 3 <= second["from_frame"] <= since
+    assert recording.attributes["precision"] == "float32"
+    assert recording.attributes["profile"]["restorer"]["precision"] == "float32"
+    # Of a frame's line, only what was known when it was written.
+    assert "model" not in recording.segments[0].frames[0]
+
+
+def test_a_model_that_cannot_be_noted_ends_the_run_as_a_broken_recording_does(
+    fake_session: Opener, column: FakeColumn
+):
+    session = fake_session()
+    sink = Sink()
+
+    def full(attributes: dict[str, Any]) -> None:
+        raise RecordingError("disk full; 3 frames are kept")
+
+    sink.note = full  # type: ignore[method-assign]
+    session._writer.open(sink)
+    session._recording = Path("somewhere.zarr")
+    session.start()
+    session.model = "none"
+    assert session.wait(10)
+    assert session.stats().stop_reason == "error: disk full; 3 frames are kept"
+    assert column.blanked
