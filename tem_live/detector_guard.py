@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tem_live.coincidence import Counting
+
 BLOCK_PX = 16
 
 
@@ -25,7 +27,17 @@ class DetectorGuard:
     on_over : callable of str
         Called with what is wrong each time that the first limit is exceeded.
     on_coincidence : callable of str
-        Called once a run for the second.
+        Called once a run for the second, or for a loss over the third.
+    counting : Counting or None
+        How the camera counts, where that is known.
+    most_loss : float
+        Part of the electrons that may be lost by coincidence.
+
+    Attributes
+    ----------
+    loss : float or None
+        Part of the electrons that the brightest block of the last frame lost; None where it is not
+        known how the camera counts, or no frame was seen yet.
     """
 
     def __init__(
@@ -34,7 +46,12 @@ class DetectorGuard:
         counting_limit_e_per_px_s: float | None,
         on_over: Callable[[str], None],
         on_coincidence: Callable[[str], None],
+        counting: Counting | None = None,
+        most_loss: float = 0.05,
     ) -> None:
+        self.counting = counting
+        self.loss: float | None = None
+        self._most_loss = most_loss
         self.max_rate_e_per_px_s = max_rate_e_per_px_s
         self.counting_limit_e_per_px_s = counting_limit_e_per_px_s
         self._on_over = on_over
@@ -67,10 +84,13 @@ class DetectorGuard:
         binning : int
             Side of the square of pixels that are summed into one.
         """
-        limits = (self.max_rate_e_per_px_s, self.counting_limit_e_per_px_s)
-        if limits == (None, None) or exposure_s <= 0:
+        limits = (self.max_rate_e_per_px_s, self.counting_limit_e_per_px_s, self.counting)
+        if limits == (None, None, None) or exposure_s <= 0:
             return
         rate = brightest_block(electrons) / (exposure_s * binning**2)
+        if self.counting is not None:
+            incident = self.counting.incident(rate)
+            self.loss = self.counting.loss(incident)
         over = self.why_not(rate)
         if over is not None:
             self._on_over(over)
@@ -81,6 +101,12 @@ class DetectorGuard:
             self._on_coincidence(
                 f"{rate:.3g} e-/px/s are more than the {counting:g} that the camera counts well: "
                 "electrons that coincide are counted as one; lower the dose rate"
+            )
+        elif self.loss is not None and self.loss > self._most_loss and not self._told:
+            self._told = True
+            self._on_coincidence(
+                f"about {self.loss:.0%} of the electrons are not counted where {rate:.3g} e-/px/s "
+                "are: those that coincide are counted as one; lower the dose rate"
             )
 
 

@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from tem_live.coincidence import CountingModel
 from tem_live.errors import InputError, ProfileError
 from tem_live.ledger import check_area
 
@@ -70,6 +71,14 @@ class CameraProfile(_Open):
         How long past its exposure a frame may take before the run fails, in seconds.
     overflow : {"stop", "count"}
         What a lost raw frame does: stop the run with the beam blanked, or only be counted.
+    counting_resolution_s : float or None
+        Of a counting camera: the time within which two electrons in a pixel are counted as one, in
+        seconds, for the loss by coincidence (`tem_live.coincidence`); the dead time of a pixel, or
+        one internal frame. None for an integrating camera, or where it is not known.
+    counting_model : {"binary", "nonparalysable", "paralysable"}
+        How they are.
+    counting_footprint_px : float
+        Unbinned pixels in which one electron hides another.
     """
 
     driver: str
@@ -81,6 +90,9 @@ class CameraProfile(_Open):
     offset_counts: float | None = Field(default=None, allow_inf_nan=False)
     timeout_s: float = Field(default=5.0, gt=0, le=3600)
     overflow: Literal["stop", "count"] = "stop"
+    counting_resolution_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    counting_model: CountingModel = "binary"
+    counting_footprint_px: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class ColumnProfile(_Open):
@@ -171,6 +183,8 @@ class DoseProfile(_Strict):
     max_rate_e_per_px_s : float or None
         Dose rate in e-/px/s of an **unbinned** pixel that the detector may take; above it the beam
         is blanked.
+    coincidence_loss : float
+        Part of the electrons that a counting camera may lose before the user is warned.
     """
 
     budget_e_per_A2: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -178,6 +192,7 @@ class DoseProfile(_Strict):
     warn_fraction: float = Field(default=0.8, gt=0, le=1)
     incident_rate_e_per_A2_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_rate_e_per_px_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    coincidence_loss: float = Field(default=0.05, gt=0, lt=1)
 
     @field_validator("area")
     @classmethod

@@ -29,6 +29,7 @@ from psygnal import Signal
 from tem_live import __version__
 from tem_live.account import Cost, DoseAccount
 from tem_live.calibration import Calibrator, Kind, Reference, default_path, make_gain
+from tem_live.coincidence import Counting
 from tem_live.detector_guard import DetectorGuard
 from tem_live.dose import per_A2, per_pixel
 from tem_live.dose_calibration import DoseCalibration, saved_calibration
@@ -193,6 +194,8 @@ class Session:
                 self._camera.capabilities.counting_rate_limit_e_per_px_s,
                 on_over=self._on_too_bright,
                 on_coincidence=lambda text: self._tell("warning", text),
+                counting=_counting(profile),
+                most_loss=profile.dose.coincidence_loss,
             )
             self._supervisor = self._watch_over_beam()
             self._writer = Writer(self._on_recording_error)
@@ -345,7 +348,15 @@ class Session:
             left_e_per_A2=self._account.left_e_per_A2,
             recorded=self._writer.recorded,
             stop_reason=acquisition.stop_reason,
+            coincidence_loss=self._coincidence_loss(),
         )
+
+    def _coincidence_loss(self) -> float | None:
+        """As the last frame shows it; before there is one, as the incident dose rate has it."""
+        guard, rate = self._guard, self._rate_e_per_px_s()
+        if guard.loss is not None or guard.counting is None or rate is None:
+            return guard.loss
+        return guard.counting.loss(rate)
 
     @property
     def recording_error(self) -> RecordingError | None:
@@ -1595,6 +1606,15 @@ class Session:
     def _tell(self, level: str, text: str) -> None:
         self.messages.append((level, text))
         self.message.emit(level, text)
+
+
+def _counting(profile: Profile) -> Counting | None:
+    camera = profile.camera
+    if camera.counting_resolution_s is None:
+        return None
+    return Counting(
+        camera.counting_resolution_s, camera.counting_model, camera.counting_footprint_px
+    )
 
 
 def _load_restorer(name: str, profile: Profile) -> Restorer | None:

@@ -161,6 +161,9 @@ class RunStats:
         Raw frames in the current or last recording.
     stop_reason : str or None
         None while running; else ``frames``, ``seconds``, ``budget``, ``user`` or ``error: …``.
+    coincidence_loss : float or None
+        Part of the electrons that a counting camera does not count since they coincide, where they
+        are most; None where it is not known how it counts.
     """
 
     frames: int = 0
@@ -180,6 +183,7 @@ class RunStats:
     left_e_per_A2: float | None = None
     recorded: int = 0
     stop_reason: str | None = None
+    coincidence_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
