@@ -53,6 +53,8 @@ class Counting:
         mean = max(rate_e_per_px_s, 0.0) * self.resolution_s * self.footprint_px
         if mean < 1e-12:
             return 0.0
+        if math.isinf(mean):
+            return 1.0
         match self.model:
             case "binary":
                 return 1 + math.expm1(-mean) / mean
