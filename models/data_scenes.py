@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tem_live.errors import InputError
 from tem_live.models.scenes_extra import bank_name, recipe_scene
 from tem_live.models.training import Recipe
 
-__all__ = ["scene_file"]
+__all__ = ["open_scenes", "scene_file"]
 
 _log = logging.getLogger(__name__)
 
@@ -85,3 +86,24 @@ def scene_file(recipe: Recipe, folder: Path, processes: int | None = None) -> Pa
     del bank
     part.replace(path)
     return path
+
+
+def open_scenes(
+    recipe: Recipe, folder: Path, processes: int | None = None
+) -> npt.NDArray[np.float16]:
+    """Open the bank of `scene_file`, mapped from the disk; float16 (scenes, S, S).
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
+    path = scene_file(recipe, folder, processes)
+    data = recipe.data
+    try:
+        bank: npt.NDArray[np.float16] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the scenes in {path} are damaged; delete that file") from error
+    if bank.shape != (data.scenes, data.scene_px, data.scene_px):
+        raise InputError(f"the scenes in {path} are not those of the recipe; delete that file")
+    return bank

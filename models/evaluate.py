@@ -309,12 +309,23 @@ def empty_film(a: Array, b: Array) -> npt.NDArray[np.bool_]:
 
 
 def load_pair(folder: Path, counts_per_electron: float = 44.0) -> tuple[Array, Array]:
-    """Read two successive real frames, ``frame_1.tif`` and ``frame_2.tif``, in e-/px."""
+    """Read two successive real frames, ``frame_1.tif`` and ``frame_2.tif``, in e-/px.
+
+    Raises
+    ------
+    InputError
+        They are not there, or no two frames of one place that can be compared.
+    """
     first, second = (
         _read_image(folder / f"frame_{i}.tif") / np.float32(counts_per_electron) for i in (1, 2)
     )
     if first.ndim != 2 or first.shape != second.shape:
         raise InputError(f"the frames in {folder} must be two images (H, W) of the same size")
+    for number, frame in enumerate((first, second), 1):
+        if not np.isfinite(frame).all() or not float(frame.mean()) > 0.0:
+            raise InputError(f"{folder / f'frame_{number}.tif'} is dark or not finite")
+    if np.array_equal(first, second):
+        raise InputError(f"the frames in {folder} are the same; give two exposures of one place")
     return first, second
 
 

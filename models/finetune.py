@@ -24,7 +24,7 @@ from tem_live.errors import InputError
 from tem_live.models.cards import ModelCard, Score, sha256_of, write_card
 from tem_live.models.pairs import Example, OwnData, load_own
 from tem_live.models.restorers import imported_folder, list_restorers, load_restorer
-from tem_live.models.training import Progress, Recipe
+from tem_live.models.training import Progress, Recipe, checked_recipe, writing_to
 
 if TYPE_CHECKING:
     import threading
@@ -164,9 +164,15 @@ def own_recipe(
     kind: str = "auto",
     reduce: int = 1,
 ) -> Recipe:
-    """The recipe of ``tem-live train --from START --data FOLDER``."""
+    """The recipe of ``tem-live train --from START --data FOLDER``.
+
+    Raises
+    ------
+    InputError
+        A value that no recipe may have.
+    """
     stem = Path(start).stem
-    return Recipe.model_validate(
+    return checked_recipe(
         {
             "name": name or f"{stem}-own",
             "start": start,
@@ -187,7 +193,8 @@ def own_recipe(
                 "ema": 0.99,
                 "checkpoint_minutes": 2.0,
             },
-        }
+        },
+        "own data",
     )
 
 
@@ -226,9 +233,11 @@ def finetune(
         raise InputError("to go on training, a recipe needs start and the table [own]")
     if recipe.name in {c.name for c in list_restorers() if not _is_imported(c.name)}:
         raise InputError(f"{recipe.name!r} is the name of a restorer that ships; give another")
+    if target is not None and target.exists() and not target.is_dir():
+        raise InputError(f"cannot publish to {target}: it is a file; name a folder")
     from tem_live.models.data_device import DeviceBatches
     from tem_live.models.data_own import OwnBatches
-    from tem_live.models.data_scenes import scene_file
+    from tem_live.models.data_scenes import open_scenes
     from tem_live.models.lightning_run import fit
 
     start = recipe.start
@@ -237,12 +246,12 @@ def finetune(
     before = _restore_with(load_restorer(start, device))
     data = load_own(own, before)
     training, held_out = split(data, own.held_out)
-    folder.mkdir(parents=True, exist_ok=True)
     simulated = None
     if own.simulated > 0.0:
         dose = float(np.mean([e.frame.mean() for e in training]))
         near = recipe.data.model_copy(update={"dose_core": (0.5 * dose, 2.0 * dose)})
-        bank = np.load(scene_file(recipe, folder, processes=1), mmap_mode="r")
+        with writing_to(folder):
+            bank = open_scenes(recipe, folder, processes=1)
         simulated = DeviceBatches(near, recipe.seed, bank, "cpu")
     maker = OwnBatches(
         training,
@@ -384,11 +393,11 @@ def _place(
 
     with safe_open(weights, "pt") as stream:
         steps = int(stream.metadata()["step"])
-    target.mkdir(parents=True, exist_ok=True)
     placed = target / weights.name
     part = placed.with_name(placed.name + ".part")
-    shutil.copyfile(weights, part)
-    part.replace(placed)
+    with writing_to(target):
+        shutil.copyfile(weights, part)
+        part.replace(placed)
     score: tuple[Score, ...] = ()
     if data is not None and gain is not None:
         figures = {

@@ -209,10 +209,7 @@ def _check_name(name: str) -> None:
 
 def _state_dict(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a file, by name; whatever else a pickle may hold is refused unread."""
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -225,8 +222,9 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
                 # It wonders about pickles that it goes on to refuse.
                 warnings.simplefilter("ignore")
                 value = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError):
-        # What torch says here advises to load the file with everything that it may run.
+    except Exception:
+        # Of a damaged pickle anything may come, struct.error or IndexError say; and what torch says
+        # of others advises to load the file with everything that it may run.
         raise ModelError(
             f"{path} holds no plain tensors; save the network's state_dict() with torch.save or "
             "as safetensors"

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from tem_live.errors import InputError
-from tem_live.models.training import Recipe
+from tem_live.models.training import Recipe, writing_to
 
 __all__ = [
     "MOST_BYTES",
@@ -66,14 +66,26 @@ class Checkpoint:
         self.recipe = recipe
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """All tensors of a part ("network", "average", "moments" ...), on the processor."""
+        """All tensors of a part ("network", "average", "moments" ...), on the processor.
+
+        Raises
+        ------
+        InputError
+            A file of it is damaged.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         found: dict[str, Tensor] = {}
         for path in sorted(self.folder.glob(f"{part}*.safetensors")):
             number = path.stem.removeprefix(part)
             if number == "" or (number[0] == "-" and number[1:].isdigit()):
-                found.update(load_file(path))
+                try:
+                    found.update(load_file(path))
+                except (OSError, SafetensorError) as error:
+                    raise InputError(
+                        f"{path} is damaged; begin anew with --no-resume, or in another folder"
+                    ) from error
         return found
 
 
@@ -114,7 +126,13 @@ def write(
     seconds: float,
     recipe: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint and remove the one before; returns its folder."""
+    """Write a checkpoint and remove the one before; returns its folder.
+
+    Raises
+    ------
+    InputError
+        It cannot be written (the disk is full, say); the one before is still there.
+    """
     target = folder / f"step-{step:07d}"
     try:
         before = latest(folder)
@@ -123,20 +141,21 @@ def write(
     if before is not None and before.folder == target:
         # Another run's, or this one's: what the pointer names is not touched before it moves.
         target = target.with_name(f"{target.name}-again")
-    # A kill may have left half of it.
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for part, tensors in parts.items():
-        _save_part(target, part, tensors)
-    value = {"folder": target.name, "step": step, "seconds": seconds, "recipe": dict(recipe)}
-    pointer = folder / "latest.json"
-    beside = pointer.with_name("latest.json.part")
-    with beside.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, indent=2) + "\n")
-        stream.flush()
-        # The pointer must not reach the disk before what it points to.
-        os.fsync(stream.fileno())
-    beside.replace(pointer)
+    with writing_to(folder):
+        # A kill may have left half of it.
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for part, tensors in parts.items():
+            _save_part(target, part, tensors)
+        value = {"folder": target.name, "step": step, "seconds": seconds, "recipe": dict(recipe)}
+        pointer = folder / "latest.json"
+        beside = pointer.with_name("latest.json.part")
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(value, indent=2) + "\n")
+            stream.flush()
+            # The pointer must not reach the disk before what it points to.
+            os.fsync(stream.fileno())
+        beside.replace(pointer)
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -210,6 +229,7 @@ def write_weights(folder: Path, recipe: Recipe, average: nn.Module, step: int) -
         name: tensor.detach().cpu().to(torch.float16).contiguous()
         for name, tensor in average.state_dict().items()
     }
-    save_file(tensors, part, metadata=metadata)
-    part.replace(path)
+    with writing_to(folder):
+        save_file(tensors, part, metadata=metadata)
+        part.replace(path)
     return path

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tem_live.models.data_device import Batch, DeviceBatches
-from tem_live.models.data_scenes import scene_file
+from tem_live.models.data_scenes import open_scenes, scene_file
 from tem_live.models.training import Recipe
 
 __all__ = ["BatchMaker", "RecipeData"]
@@ -136,7 +135,7 @@ class RecipeData(lightning.LightningDataModule):
         if self._maker is not None:
             return
         recipe = self.recipe
-        bank = np.load(scene_file(recipe, self.folder), mmap_mode="r")
+        bank = open_scenes(recipe, self.folder)
         if recipe.data.family != "tem":
             from tem_live.models.data_scan import ScanBatches
 

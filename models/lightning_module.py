@@ -120,10 +120,10 @@ class RestorerModule(lightning.LightningModule):
             discriminator = checkpoint.tensors("discriminator")
             if self.discriminator is not None and discriminator:
                 self.discriminator.load_state_dict(discriminator)
-        except (RuntimeError, OSError, ValueError) as error:
+        except RuntimeError as error:
             raise InputError(
-                f"cannot resume from {checkpoint.folder.parent}: {str(error).splitlines()[0]}; "
-                "delete the folder or train without --resume"
+                f"cannot resume: the checkpoint in {checkpoint.folder.parent} is of another "
+                "network; begin anew with --no-resume, or in another folder"
             ) from error
         self.step, self.seconds = checkpoint.step, checkpoint.seconds
         self._resumed = checkpoint

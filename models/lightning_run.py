@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tem_live.errors import InputError
-from tem_live.models.training import Progress, Recipe, load_recipe
+from tem_live.models.training import Progress, Recipe, load_recipe, writing_to
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -131,7 +131,8 @@ def fit(
         raise InputError(f"--devices {devices}: there are {torch.cuda.device_count()} GPUs here")
     if kind == "cpu":
         torch.set_num_threads(recipe.optim.threads)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing_to(folder):  # before anything long begins
+        pass
     module = RestorerModule(recipe)
     found = latest(folder) if resume else None
     if found is not None:

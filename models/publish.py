@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tem_live.errors import InputError, TemLiveError
 from tem_live.models.cards import ModelCard, Score, sha256_of, write_card
-from tem_live.models.training import load_recipe
+from tem_live.models.training import load_recipe, writing_to
 
 if TYPE_CHECKING:
     from tem_live.models.network import DoseUNet
@@ -157,11 +157,11 @@ def publish(
         network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
     except RuntimeError as error:
         raise InputError(f"{weights} was made by another version of the network") from error
-    target.mkdir(parents=True, exist_ok=True)
     placed = target / weights.name
     part = placed.with_name(placed.name + ".part")
-    shutil.copyfile(weights, part)
-    part.replace(placed)
+    with writing_to(target):
+        shutil.copyfile(weights, part)
+        part.replace(placed)
     data = recipe.data
     card = ModelCard(
         name=recipe.name,

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
@@ -580,13 +580,19 @@ def _imported() -> dict[str, ModelCard]:
 
 def list_restorers() -> list[ModelCard]:
     """Cards of all restorers that are installed, the default first; no weights are loaded."""
+    return _cards(_imported(), _plugins())
+
+
+def _cards(
+    imported: Mapping[str, ModelCard], plugins: Mapping[str, RestorerPlugin]
+) -> list[ModelCard]:
     cards = [read_card(path) for path in sorted(_WEIGHTS.glob("*.json"))]
     cards.sort(key=lambda card: not card.default)
     cards += [_VIDEO, _GAUSSIAN, _NONE]
     taken = {card.name for card in cards}
-    cards += [card for name, card in _imported().items() if name not in taken]
+    cards += [card for name, card in imported.items() if name not in taken]
     taken |= {card.name for card in cards}
-    for name, plugin in sorted(_plugins().items()):
+    for name, plugin in sorted(plugins.items()):
         if name not in taken:
             # The default is ours to name: a plug-in must not change what runs by being installed.
             cards.append(plugin.card.model_copy(update={"name": name, "default": False}))
@@ -643,14 +649,15 @@ def load_restorer(
         return _load_network(Path(text), resolve_device(device), precision)
     if (_WEIGHTS / f"{text}.json").is_file():
         return _load_network(_WEIGHTS / f"{text}.safetensors", resolve_device(device), precision)
-    if text in _imported():
+    imported = _imported()
+    if text in imported:
         return _load_network(
             imported_folder() / f"{text}.safetensors", resolve_device(device), precision
         )
     plugins = _plugins()
     if text in plugins:
         return plugins[text].load(resolve_device(device))
-    known = ", ".join(card.name for card in list_restorers())
+    known = ", ".join(card.name for card in _cards(imported, plugins))
     raise ModelError(f"no restorer is called {text!r}; use one of {known}, or a .safetensors path")
 
 

@@ -158,7 +158,7 @@ def capture_pairs(
     Raises
     ------
     InputError
-        There is something in `folder`.
+        There is something in `folder`, or it cannot be made.
     RefusedError
         A run is going on, or the camera does not take one of the exposures.
     DeviceError
@@ -167,6 +167,10 @@ def capture_pairs(
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is not empty; give a new folder")
+    try:  # before the specimen takes any dose
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {target}: {error.strerror}") from error
     if session.state.running:
         raise RefusedError("a run is going on; stop it first")
     if plan.summed and restore is None:
@@ -284,7 +288,6 @@ def _describe(folder: Path, plan: Plan, short_s: float, long_s: float, session: 
         "pixel_size_nm": state.pixel_size_nm,
         "dose_rate_e_per_px_s": state.dose_rate_e_per_px_s,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "pairs.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -285,12 +285,18 @@ def train(
     to: Annotated[
         Path | None, typer.Option(help="Where it is published; by default where names are found.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="How long to go on training.")] = 12.0,
+    minutes: Annotated[
+        float | None, typer.Option(help="How long to go on training; by default 12.")
+    ] = None,
     counts_per_electron: Annotated[
         float | None, typer.Option(help="Gain; by default what the files say.")
     ] = None,
-    offset_counts: Annotated[float, typer.Option(help="Pedestal to subtract first.")] = 0.0,
-    reduce: Annotated[int, typer.Option(help="Pixels of a side that become one.")] = 1,
+    offset_counts: Annotated[
+        float | None, typer.Option(help="Pedestal to subtract first; by default what files say.")
+    ] = None,
+    reduce: Annotated[
+        int | None, typer.Option(help="Pixels of a side that become one; by default 1.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Train a restorer by a recipe, or go on training one on your own data."""
@@ -298,26 +304,33 @@ def train(
 
     if (recipe is None) == (data is None):
         raise InputError("give a recipe, or --from and --data")
+    told: dict[str, Any] = {
+        "name": name,
+        "minutes": minutes,
+        "counts_per_electron": counts_per_electron,
+        "offset_counts": offset_counts,
+        "check": check,
+        "reduce": reduce,
+    }
+    given = {key: value for key, value in told.items() if value is not None}
     if data is not None:
         from tem_live.models.finetune import own_recipe
 
-        if not minutes > 0:
-            raise InputError(f"--minutes {minutes:g}: give a positive number")
-        loaded = own_recipe(
-            start or "fast",
-            data,
-            name=name,
-            minutes=minutes,
-            counts_per_electron=counts_per_electron,
-            offset_counts=offset_counts,
-            check=check,
-            reduce=reduce,
-        )
+        for key in ("minutes", "counts_per_electron", "reduce"):
+            if key in given and not 0 < given[key] < float("inf"):
+                option = key.replace("_", "-")
+                raise InputError(f"--{option} {given[key]:g}: give a positive number")
+        loaded = own_recipe(start or "fast", data, **given)
         # The folder of the run may be another data's.
         resume = False
     else:
         assert recipe is not None
+        idle = (["from"] if start is not None else []) + [key.replace("_", "-") for key in given]
+        if idle:
+            raise InputError(f"--{idle[0]} goes with --data; a recipe says it itself")
         loaded = load_recipe(recipe)
+        if to is not None and loaded.own is None:
+            raise InputError("--to goes with own data; publish this one when it is trained")
     folder = out or Path(".train") / loaded.name
     said = None if json_ else _train_progress
     if loaded.own is not None:
@@ -391,6 +404,7 @@ def capture_pairs(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help="Restorer: a name or a weights file; repeatable."),
@@ -430,6 +444,11 @@ def evaluate(
     from tem_live.models import evaluate as scoring
     from tem_live.models import evaluate_targets as judging
 
+    if targets or columns:
+        taken = {"model", "size", "device", "json_"}
+        taken |= {"targets", "pair", "counts_per_electron"} if targets else {"columns"}
+        taken |= set() if targets else {"doses", "seeds", "baselines"}
+        _refuse_idle(context, taken, "--targets" if targets else "--columns")
     if targets:
         rows: list[dict[str, Any]] = []
         for name in model or [default_restorer()]:
@@ -469,6 +488,14 @@ def evaluate(
     if report["picture"] is not None:
         shown = report["picture"]
         typer.echo(f"picture: {shown['path']}, from left to right: {', '.join(shown['columns'])}")
+
+
+def _refuse_idle(context: typer.Context, taken: Container[str], option: str) -> None:
+    """Refuse options that were given and do nothing beside another one."""
+    for key in context.params:
+        source = context.get_parameter_source(key)
+        if key not in taken and source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"--{key.replace('_', '-')} does nothing with {option}; leave it out")
 
 
 @models_app.command("list")

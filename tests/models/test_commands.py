@@ -166,6 +166,10 @@ def test_baselines_that_are_not_installed(
         (["--counts-per-electron", "0"], "above 0"),
         (["--picture", "x.jpg"], ".png"),
         (["--picture", "/no/such/x.png"], "/no/such"),
+        (["--columns", "--cameras", "cmos"], "--cameras does nothing with --columns"),
+        (["--targets", "--doses", "5"], "--doses does nothing with --targets"),
+        (["--targets", "--columns"], "--columns does nothing with --targets"),
+        (["--targets", "--counts-per-electron", "0"], "above 0"),
     ],
 )
 def test_wrong_options_of_evaluate(invoke: Invoke, arguments: list[str], says: str) -> None:
@@ -194,6 +198,30 @@ def test_unreadable_images_are_one_line(
     assert status == 2
     assert err.count("\n") == 1
     assert str(tmp_path) in err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a, b: (a, a), "are the same"),
+        (lambda a, b: (a * 0.0, b), "frame_1.tif is dark"),
+        (lambda a, b: (a, b * np.nan), "frame_2.tif is dark or not finite"),
+        (lambda a, b: (a, b[:70]), "the same size"),
+    ],
+)
+def test_pairs_that_cannot_be_compared(
+    invoke: Invoke, tmp_path: Path, change: Callable[..., tuple[Any, Any]], says: str
+) -> None:
+    import tifffile
+
+    rng = np.random.default_rng(0)
+    two = change(*rng.poisson(5.0, (2, 80, 80)).astype(np.float32))
+    for number, frame in enumerate(two, 1):
+        tifffile.imwrite(tmp_path / f"frame_{number}.tif", frame)
+    status, _, err = invoke("evaluate", "-m", "none", *SMALL, "--pair", str(tmp_path))
+    assert status == 2
+    assert err.count("\n") == 1
+    assert says in err
 
 
 def test_a_pair_without_empty_film_has_no_texture(invoke: Invoke, tmp_path: Path) -> None:
@@ -288,7 +316,16 @@ def test_train_on_own_data_says_what_it_gained(
         (["--data", "/no/such"], "/no/such"),
         (["--data", ".", "--minutes", "0"], "--minutes"),
         (["--data", ".", "--from", "gaussian"], "gaussian"),
+        (["--data", ".", "--minutes", "inf"], "--minutes"),
+        (["--data", ".", "--counts-per-electron", "-1"], "--counts-per-electron"),
+        (["--data", ".", "--reduce", "0"], "--reduce"),
+        (["--data", ".", "--offset-counts", "nan"], "offset_counts"),
         (["--data", ".", "--name", "fast"], "ships"),
+        (["--data", ".", "--name", "../mine"], "letters"),
+        (["--data", ".", "--to", __file__], "name a folder"),
+        (["."], "cannot read the recipe"),
+        (["r.toml", "--from", "fast"], "--from goes with --data"),
+        (["r.toml", "--minutes", "3"], "--minutes goes with --data"),
     ],
 )
 def test_wrong_options_of_train(

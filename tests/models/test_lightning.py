@@ -144,6 +144,29 @@ def test_a_broken_pointer_is_one_line(tmp_path: Path, text: str) -> None:
         lightning_checkpoint.latest(tmp_path)
 
 
+def test_damage_is_one_line(tmp_path: Path) -> None:
+    folder, recipe = tmp_path / "out", write_recipe(tmp_path)
+    lightning_run.train(recipe, folder, device="cpu")
+    longer = write_recipe(tmp_path, **steps(4))
+    (weights,) = folder.glob("step-*/average.safetensors")
+    weights.write_bytes(b"cut short")
+    with pytest.raises(InputError, match=r"average\.safetensors is damaged"):
+        lightning_run.train(longer, folder, device="cpu", resume=True)
+    (scenes,) = folder.glob("scenes-*.npy")
+    scenes.write_bytes(b"cut short")
+    with pytest.raises(InputError, match=r"scenes in .* are damaged"):
+        lightning_run.train(longer, folder, device="cpu")
+    scenes.unlink()
+    lightning_run.train(longer, folder, device="cpu")
+    assert state(folder)["step"] == 4
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    with pytest.raises(InputError, match="cannot write to"):
+        lightning_run.train(recipe, recipe, device="cpu")
+
+
 def test_another_network_is_refused(tmp_path: Path) -> None:
     lightning_run.train(write_recipe(tmp_path), tmp_path / "out", device="cpu")
     other = write_recipe(tmp_path, **{"[8, 16]": "[12, 16]"})

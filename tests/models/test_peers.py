@@ -371,10 +371,11 @@ def test_a_whole_network_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "net.pth", "no plain tensors")
 
 
-@pytest.mark.parametrize("name", ["text.pth", "text.safetensors", "empty.pth"])
+@pytest.mark.parametrize("name", ["text.pth", "junk.pth", "text.safetensors", "empty.pth"])
 def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    path.write_text("" if "empty" in name else "no weights", encoding="utf-8")
+    content = {"empty.pth": "", "junk.pth": "junk"}.get(name, "no weights")
+    path.write_text(content, encoding="utf-8")
     refused(path, "no plain tensors")
 
 

@@ -103,10 +103,51 @@ def test_expected_gaussian_error_is_near_the_measured_one() -> None:
         ("seed = 1", "name"),
         ('name = "x"\nsurprise = 2', "surprise"),
         ('name = "x"\n[data]\nscenes = 0', r"data\.scenes"),
+        ('name = "x"\n[data]\nscenes = true', r"data\.scenes"),
+        ('name = "x"\n[data]\ncrops_px = []', r"data\.crops_px"),
+        ('name = "x"\n[data]\ncrops_px = [100]', "multiples of 32 px"),
+        ('name = "x"\n[data]\ncrops_px = [320]', "scenes have 256 px"),
+        ('name = "x"\n[data]\ndose_range = [5, 1]', r"data\.dose_range: .*lower dose first"),
+        ('name = "x"\n[data]\ndose_core = [0, 1]', r"data\.dose_core"),
+        ('name = "x"\n[network]\nwidths = []', r"network\.widths"),
+        ('name = "x"\n[network]\nwidths = [8, 16]', "2 widths and 4 blocks"),
+        ('name = "x"\n[network]\nwidths = [0]\nblocks = [1]', r"network\.widths\.0"),
+        ('name = "x"\n[optim]\nlearning_rate = inf', r"optim\.learning_rate"),
+        ('name = "x"\nseed = -1', "seed"),
+        ('name = "../x"', "name: .*letters"),
     ],
 )
 def test_wrong_recipes_say_where(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "r.toml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=says) as raised:
         training.load_recipe(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        training.load_recipe(tmp_path)
+    path = tmp_path / "r.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="TOML"):
+        training.load_recipe(path)
+
+
+def test_the_recipe_knows_the_networks_step() -> None:
+    from tem_live.models.network import DoseUNet
+
+    for widths, blocks in (((8,), (1,)), ((8, 16, 24), (1, 1, 1))):
+        told = training.NetworkRecipe(widths=widths, blocks=blocks).multiple_px
+        assert told == DoseUNet(widths, blocks).multiple
+
+
+def test_the_rate_warms_up_and_falls_with_the_time_or_the_steps() -> None:
+    optim = training.OptimRecipe(max_minutes=1.0, max_steps=100, warmup_steps=9)
+    assert optim.rate(0, 0.0) == pytest.approx(0.1 * optim.learning_rate)
+    assert optim.rate(50, 0.0) == pytest.approx(0.505 * optim.learning_rate)
+    assert optim.rate(50, 30.0) == optim.rate(50, 0.0)
+    assert optim.rate(50, 60.0) == pytest.approx(optim.final_fraction * optim.learning_rate)
+    assert optim.finished(100, 0.0)
+    assert optim.finished(0, 60.0)
+    assert not optim.finished(99, 59.0)

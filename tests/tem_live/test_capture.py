@@ -108,6 +108,8 @@ def test_what_is_refused(fake_session: OpenFake, camera: FakeCamera, tmp_path: P
     (tmp_path / "full" / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="not empty"):
         capture_pairs(session, Plan(0.01, 0.02, 1), tmp_path / "full")
+    with pytest.raises(InputError, match="cannot write"):
+        capture_pairs(session, Plan(0.01, 0.02, 1), tmp_path / "full" / "notes.txt" / "out")
     with pytest.raises(RefusedError, match="longest"):
         capture_pairs(session, Plan(0.01, 20.0, 1), tmp_path / "out")
     assert session.blanked is True
