@@ -16,10 +16,12 @@ from typing_extensions import override
 from tem_live.errors import OverflowedError, RawFrameLostError, RecordingError
 from tem_live.gui.controllers.display import DisplayController, Table
 from tem_live.gui.controllers.dose import DoseController
+from tem_live.gui.controllers.fluence_map import MapController
 from tem_live.gui.controllers.hub import SessionHub, one_line
 from tem_live.gui.controllers.panels import (
     BeamController,
     CameraController,
+    ModeController,
     RecordController,
     RestorerController,
 )
@@ -225,6 +227,7 @@ class Cockpit(QObject):
             spectrum=settings.spectrum,
             profile=settings.profile,
             dose=settings.dose,
+            fluence_map=settings.fluence_map,
             colours=settings.colours,
         )
         self.messages = MessageController(window.messages, self)
@@ -242,7 +245,11 @@ class Cockpit(QObject):
         )
         self.display.set_auto(settings.auto_levels)
         self.beam = BeamController(window.beam, hub)
+        self.modes = ModeController(window.top, hub)
         self.dose = DoseController(window.dose, hub, self.view, display_runner)
+        self.map = MapController(
+            window.raw, window.dose, hub, self.view, display_runner, colour_table
+        )
         self.camera = CameraController(
             window.camera, hub, self.display.visible_range, window.ask_reference, settings
         )
@@ -295,6 +302,7 @@ class Cockpit(QObject):
             (DISPLAY_MS, self.display.tick),
             (STATS_MS, self.display.poll_stats),
             (STATS_MS, self.dose.tick),
+            (STATS_MS, self.map.tick),
             (BLINK_MS, self.record.blink),
         ):
             timer = QTimer(self)
@@ -324,7 +332,8 @@ class Cockpit(QObject):
             Key("T", "Power spectra", lambda: toggle("spectrum")),
             Key("L", "Line profile", lambda: toggle("profile")),
             Key("D", "Dose", lambda: toggle("dose")),
-            Key("M", "Rolling mean in the left pane", lambda: toggle("rolling_mean")),
+            Key("M", "Fluence map over the raw frame", lambda: toggle("fluence_map")),
+            Key("N", "Rolling mean in the left pane", lambda: toggle("rolling_mean")),
             Key("F", "Fit the frame into the panes", self.display.fit),
             Key("1", "One frame pixel on one screen pixel", self.display.one_to_one),
             Key("F11", "Full screen", self._window.toggle_full_screen),
@@ -508,6 +517,7 @@ class Cockpit(QObject):
         settings.spectrum = view.spectrum
         settings.profile = view.profile
         settings.dose = view.dose
+        settings.fluence_map = view.fluence_map
         settings.colours = view.colours
         self._store.save(settings)
 

@@ -113,6 +113,7 @@ class DisplayController(QObject):
         panel.spectrum_toggled.connect(self._setter("spectrum"))
         panel.profile_toggled.connect(self._setter("profile"))
         panel.dose_toggled.connect(self._setter("dose"))
+        panel.map_toggled.connect(self._setter("fluence_map"))
         panel.mean_toggled.connect(self._setter("rolling_mean"))
         panel.colours_chosen.connect(self._set_colours)
         panel.fit_requested.connect(self.fit)
@@ -395,6 +396,7 @@ class DisplayController(QObject):
             spectrum=view.spectrum,
             profile=view.profile,
             dose=view.dose,
+            fluence_map=view.fluence_map,
             mean=view.rolling_mean,
         )
         self._deck.show_parts(view.spectrum, view.profile, view.dose)

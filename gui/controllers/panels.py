@@ -11,6 +11,7 @@ from tem_live.gui.controllers.hub import SessionHub
 from tem_live.gui.models import quantities as q
 from tem_live.gui.models.roi import roi_from_view
 from tem_live.gui.models.settings import GuiSettings, recording_name, recordings_folder, shown_path
+from tem_live.gui.views.bars import TopBar
 from tem_live.gui.views.image_pane import Range
 from tem_live.gui.views.panels import BeamPanel, CameraPanel, RecordPanel, RestorerPanel
 
@@ -27,6 +28,7 @@ class BeamController:
         self._hub = hub
         view.blank_toggled.connect(self.set_blanked)
         view.dose_rate_edited.connect(self.set_dose_rate)
+        view.area_edited.connect(self.set_area)
         hub.state_changed.connect(self.show_state)
         hub.pending_changed.connect(self._on_pending)
 
@@ -41,8 +43,18 @@ class BeamController:
         """Ask for a dose rate."""
         self._hub.change("dose_rate", lambda session: session.apply(dose_rate=e_per_px_s))
 
+    def set_area(self, area: str) -> None:
+        """Book on another area from now on."""
+
+        def change(session: Session) -> None:
+            session.area = area or None
+
+        self._hub.change("area", change)
+
     def show_state(self, state: SessionState) -> None:
         """Show what was read back; a value that still waits for its device stays as asked."""
+        if not self._hub.is_pending("area"):
+            self._view.show_area(state.area, False)
         self._view.show_beam(state.blanked, self._hub.is_pending("blanked"))
         if not self._hub.is_pending("dose_rate"):
             rate = state.dose_rate_e_per_px_s
@@ -54,13 +66,52 @@ class BeamController:
 
     def show_stats(self, stats: RunStats) -> None:
         """Show the fluence so far."""
-        self._view.show_total(stats.fluence_e_per_A2, stats.budget_e_per_A2)
+        fluence = stats.area_fluence_e_per_A2
+        if fluence is None:
+            fluence = stats.fluence_e_per_A2
+        self._view.show_total(fluence, stats.budget_e_per_A2, stats.left_e_per_A2)
 
     def _on_pending(self, key: str, pending: bool) -> None:
         if key == "dose_rate":
             self._view.show_rate_pending(pending)
         elif key == "blanked" and self._hub.state is not None:
             self._view.show_beam(self._hub.state.blanked, pending)
+
+
+class ModeController:
+    """Sets of optics: search, view, focus, record, or whatever the profile names."""
+
+    def __init__(self, view: TopBar, hub: SessionHub) -> None:
+        self._view = view
+        self._hub = hub
+        self._wanted: str | None = None
+        view.mode_chosen.connect(self.use_mode)
+        hub.opened.connect(self._on_opened)
+        hub.gone.connect(self._on_gone)
+        hub.state_changed.connect(self.show_state)
+        hub.pending_changed.connect(self._on_pending)
+
+    def use_mode(self, name: str) -> None:
+        """Change to a set of optics; the session blanks the beam while they change."""
+        self._wanted = name
+        self._hub.change("mode", lambda session: session.use_mode(name), unblanks=True)
+
+    def show_state(self, state: SessionState) -> None:
+        """Show the set that is in use."""
+        pending = self._hub.is_pending("mode")
+        self._view.show_mode(state.mode, self._wanted if pending else None)
+
+    def _on_opened(self, session: Session, state: SessionState) -> None:
+        self._view.show_modes(session.modes)
+        self.show_state(state)
+
+    def _on_gone(self) -> None:
+        self._wanted = None
+        self._view.show_modes(())
+
+    def _on_pending(self, key: str, pending: bool) -> None:
+        if key == "mode" and self._hub.state is not None:
+            self.show_state(self._hub.state)
 
 
 class CameraController:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 600
 MOST_EXPOSURES = 200
+ALERT_LOSS = 0.05
+"""Part of the electrons that are not counted from which on it is marked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,9 @@ class DoseFigures:
 
     Attributes
     ----------
-    next_frame, left, lasts, source, restored, specimen, loop : str
+    next_frame, left, lasts, source, restored, specimen, loop, coincidence : str
         Values of the rows of that name.
-    left_alert, restored_alert : bool
+    left_alert, restored_alert, coincidence_alert : bool
         Whether a value is one to worry about.
     budget_e_per_A2, critical_e_per_A2 : float or None
         Lines over the curve.
@@ -104,8 +106,10 @@ class DoseFigures:
     restored: str
     specimen: str
     loop: str
+    coincidence: str
     left_alert: bool
     restored_alert: bool
+    coincidence_alert: bool
     budget_e_per_A2: float | None
     critical_e_per_A2: float | None
 
@@ -150,11 +154,20 @@ def dose_figures(
         restored=restored,
         specimen=specimen,
         loop="off" if loop is None else loop.text,
+        coincidence=coincidence(stats.coincidence_loss),
         left_alert=budget is not None and left is not None and left < 0.2 * budget,
         restored_alert=fidelity is not None and fidelity.verdict != "good",
+        coincidence_alert=(stats.coincidence_loss or 0.0) > ALERT_LOSS,
         budget_e_per_A2=budget,
         critical_e_per_A2=critical,
     )
+
+
+def coincidence(loss: float | None) -> str:
+    """What a counting camera loses, in words."""
+    if loss is None:
+        return q.NOTHING
+    return "under 0.1 % not counted" if loss < 0.001 else f"{100 * loss:.1f} % not counted"
 
 
 def lasts(left_e_per_A2: float | None, rate_e_per_A2_s: float | None) -> str:

@@ -30,6 +30,7 @@ class GuiSettings(BaseModel):
     spectrum: bool = False
     profile: bool = False
     dose: bool = False
+    fluence_map: bool = False
     colours: Colours = "grey"
     reference_frames: int = Field(default=32, ge=1, le=100_000)
     record_folder: str = ""

@@ -25,6 +25,8 @@ class ViewState(EventedModel):
         Whether the line profile is shown.
     dose : bool
         Whether the dose card is shown.
+    fluence_map : bool
+        Whether the fluence map is laid over the raw pane.
     rolling_mean : bool
         Whether the raw pane shows the mean of the last frames.
     hold_raw : bool
@@ -39,6 +41,7 @@ class ViewState(EventedModel):
     spectrum: bool = False
     profile: bool = False
     dose: bool = False
+    fluence_map: bool = False
     rolling_mean: bool = False
     hold_raw: bool = False
     colours: Colours = "grey"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 from PySide6.QtCore import QSize, Qt, Signal
@@ -28,6 +29,8 @@ class TopBar(QFrame):
 
     profile_chosen = Signal(str)
     run_toggled = Signal()
+    mode_chosen = Signal(str)
+    """Name of the wanted set of optics."""
     emergency = Signal()
     help_requested = Signal()
 
@@ -52,6 +55,11 @@ class TopBar(QFrame):
         self.run.setObjectName("primary")
         self.run.setFixedWidth(88)
         row.addWidget(self.run)
+        row.addSpacing(GRID)
+        self._modes = QHBoxLayout()
+        self._modes.setSpacing(2)
+        self.modes: dict[str, QPushButton] = {}
+        row.addLayout(self._modes)
         row.addSpacing(GRID)
         self.device = ElidedLabel("")
         self.device.setObjectName("paneDetail")
@@ -82,6 +90,31 @@ class TopBar(QFrame):
     def show_profile(self, profile: str, text: str) -> None:
         """Show the open profile (name or path) as ``text``."""
         self.profile.show_choice(profile, text)
+
+    def show_modes(self, names: Sequence[str]) -> None:
+        """Offer sets of optics; none, no buttons."""
+        for button in self.modes.values():
+            self._modes.removeWidget(button)
+            button.deleteLater()
+        self.modes = {}
+        for name in names:
+            button = QPushButton(name.capitalize())
+            button.setCheckable(True)
+            button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+            button.setToolTip(f"Optics of {name}; the beam is blanked while they change")
+            button.clicked.connect(partial(self._choose_mode, name))
+            self._modes.addWidget(button)
+            self.modes[name] = button
+
+    def show_mode(self, mode: str | None, pending: str | None) -> None:
+        """Show the set of optics in use; ``pending`` is the one that is being changed to."""
+        for name, button in self.modes.items():
+            button.setChecked(name == mode and pending is None)
+            button.setEnabled(pending is None)
+            set_flag(button, "pending", name == pending)
+
+    def _choose_mode(self, name: str, _checked: bool = False) -> None:
+        self.mode_chosen.emit(name)
 
     def show_device(self, text: str) -> None:
         """Show the camera's name."""

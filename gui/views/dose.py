@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pyqtgraph as pg
 from PySide6.QtCore import Qt, Signal
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QFrame,
@@ -18,11 +19,13 @@ from PySide6.QtWidgets import (
     QTableWidgetItem,
     QWidget,
 )
+from typing_extensions import override
 
 from tem_live.gui.models import quantities as q
 from tem_live.gui.models.dose_history import DoseFigures, Exposure
 from tem_live.gui.theme import GRID, PALETTE
 from tem_live.gui.views.deck import Card
+from tem_live.gui.views.map_overview import MapOverview
 from tem_live.gui.views.widgets import ElidedLabel, QuantityBox, push, set_flag, toggle
 
 _ROWS = (
@@ -37,7 +40,14 @@ _ROWS = (
     ("restored", "Restored", "Restored frames compared with raw ones that they were not made from"),
     ("specimen", "Specimen", "Fluence at which 1/e of its contrast is left"),
     ("loop", "Loop", "What holds the dose as low as the wanted resolution allows"),
+    (
+        "coincidence",
+        "Coincidence",
+        "Electrons that a counting camera misses since they coincide, where they are most; known "
+        "with camera.counting_resolution_s",
+    ),
 )
+ROOM_FOR_BOTH_PX = 880
 _HEADS = ("on at", "for", q.DOSE_A2, "total")
 
 
@@ -69,7 +79,10 @@ class DoseCard(Card):
         row.setSpacing(2 * GRID)
         row.addWidget(self._figures(), 5)
         row.addWidget(self.plot, 5)
+        self.overview = MapOverview()
+        row.addWidget(self.overview, 3)
         row.addWidget(self._table(), 4)
+        self.overview.hide()
         self.box.addLayout(row, 1)
         self._style_plot()
         self._shown: tuple[Exposure, ...] = ()
@@ -91,16 +104,10 @@ class DoseCard(Card):
         grid.setColumnStretch(3, 2)
         self.values: dict[str, ElidedLabel] = {}
         for key, name, tip in _ROWS:
-            label = QLabel(name)
-            label.setObjectName("name")
-            label.setToolTip(tip)
-            value = ElidedLabel()
-            value.setObjectName("value")
-            value.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-            at = grid.rowCount()
-            grid.addWidget(label, at, 0)
-            grid.addWidget(value, at, 1, 1, 3)
-            self.values[key] = value
+            self.values[key] = self._row(grid, name, tip)
+        self.here = self._row(
+            grid, "In field", "Highest fluence of a place in the field of view, by the map"
+        )
         self.budget = QuantityBox(
             lambda value: q.quantity(value, q.DOSE_A2) if value else "none",
             lambda text, _: 0.0 if text.strip() in ("", "none") else q.parse_number(text),
@@ -121,6 +128,19 @@ class DoseCard(Card):
             grid.addWidget(field, at, 2 * column + 1)
         grid.setRowStretch(at + 1, 1)
         return box
+
+    @staticmethod
+    def _row(grid: QGridLayout, name: str, tip: str) -> ElidedLabel:
+        label = QLabel(name)
+        label.setObjectName("name")
+        label.setToolTip(tip)
+        value = ElidedLabel()
+        value.setObjectName("value")
+        value.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        at = grid.rowCount()
+        grid.addWidget(label, at, 0)
+        grid.addWidget(value, at, 1, 1, 3)
+        return value
 
     def _table(self) -> QTableWidget:
         self.table = QTableWidget(0, len(_HEADS))
@@ -168,6 +188,7 @@ class DoseCard(Card):
             label.set_full(getattr(figures, key))
         set_flag(self.values["left"], "alert", figures.left_alert)
         set_flag(self.values["restored"], "alert", figures.restored_alert)
+        set_flag(self.values["coincidence"], "alert", figures.coincidence_alert)
         self.budget.show_value(figures.budget_e_per_A2 or 0.0)
         self.critical.setEnabled(figures.critical_e_per_A2 is not None)
         lines = {"budget": figures.budget_e_per_A2, "1/e": figures.critical_e_per_A2}
@@ -175,6 +196,25 @@ class DoseCard(Card):
             self._lines[name].setVisible(value is not None)
             if value is not None:
                 self._lines[name].setValue(value)
+
+    def show_here(self, text: str, alert: bool) -> None:
+        """Show what the field of view has taken."""
+        self.here.set_full(text)
+        set_flag(self.here, "alert", alert)
+
+    def show_overview(self, on: bool) -> None:
+        """Show the map, or no longer."""
+        self.overview.setVisible(on)
+        self._make_room()
+
+    @override
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        # The map takes the place of the exposures where there is none for both.
+        self.table.setVisible(self.overview.isHidden() or self.width() >= ROOM_FOR_BOTH_PX)
 
     def show_curve(self, times_s: Sequence[float], fluences_e_per_A2: Sequence[float]) -> None:
         """Show the fluence of the area against the time since the card began to look."""

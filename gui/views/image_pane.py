@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyqtgraph as pg
 from PySide6.QtCore import QEvent, QObject, QPointF, QRectF, Qt, Signal
-from PySide6.QtGui import QColor, QFont, QPainter, QPaintEvent
+from PySide6.QtGui import QColor, QFont, QImage, QPainter, QPaintEvent
 from PySide6.QtWidgets import QFrame, QVBoxLayout, QWidget
 from typing_extensions import override
 
@@ -33,6 +33,8 @@ class _Overlay(QWidget):
         self.readout = ""
         self.notice = ""
         self.badge = ""
+        self.map_highest = ""
+        self.map_colours: QImage | None = None
 
     @override
     def paintEvent(self, event: QPaintEvent) -> None:
@@ -46,6 +48,8 @@ class _Overlay(QWidget):
             self._draw_bar(painter, self.bar)
         elif self.bar_note:
             self._box(painter, self.bar_note, 12, self.height() - 12 - 24, PALETTE.amber)
+        if self.map_highest and self.map_colours is not None:
+            self._draw_colours(painter, self.map_colours, self.map_highest)
         if self.readout:
             self._box(painter, self.readout, 12, 12, PALETTE.text)
         if self.badge:
@@ -70,6 +74,22 @@ class _Overlay(QWidget):
         )
         painter.setPen(QColor("white"))
         painter.drawText(box.adjusted(0, 4, 0, -14), Qt.AlignmentFlag.AlignCenter, bar.text)
+
+    def _draw_colours(self, painter: QPainter, colours: QImage, highest: str) -> None:
+        width, height = 144.0, 40.0
+        box = QRectF(self.width() - 12 - width, self.height() - 12 - height, width, height)
+        back = QColor(PALETTE.ground)
+        back.setAlpha(190)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(back)
+        painter.drawRoundedRect(box, 4, 4)
+        painter.drawImage(QRectF(box.left() + 12, box.bottom() - 13, width - 24, 6), colours)
+        painter.setPen(QColor("white"))
+        painter.setFont(text_font(11))
+        text = box.adjusted(12, 4, -12, -14)
+        middle = Qt.AlignmentFlag.AlignVCenter
+        painter.drawText(text, Qt.AlignmentFlag.AlignLeft | middle, "0")
+        painter.drawText(text, Qt.AlignmentFlag.AlignRight | middle, highest)
 
     def _width(self, painter: QPainter, text: str) -> float:
         painter.setFont(text_font(12))
@@ -119,6 +139,10 @@ class ImagePane(QFrame):
         self._graphics.setCentralItem(self._box)
         self._image = pg.ImageItem(axisOrder="row-major")
         self._box.addItem(self._image)
+        self._map = pg.ImageItem(axisOrder="row-major")
+        self._map.setZValue(5)
+        self._map.hide()
+        self._box.addItem(self._map, ignoreBounds=True)
         self._line: Any = None
         self._shape: tuple[int, int] | None = None
         self._fits = True
@@ -155,8 +179,33 @@ class ImagePane(QFrame):
     def show_nothing(self, notice: str) -> None:
         """Take the image away and say why there is none."""
         self._image.clear()
+        self._map.hide()
+        self._overlay.map_highest = ""
         self.histogram.show_nothing()
         self._overlay.notice = notice
+        self._overlay.update()
+
+    def show_map(
+        self,
+        picture: npt.NDArray[np.uint8] | None,
+        rect_px: tuple[float, float, float, float],
+        table: npt.NDArray[np.uint8],
+        highest: str,
+    ) -> None:
+        """Lay a picture (H, W, 4) over the image, or None; with its colours from 0 to ``highest``.
+
+        ``rect_px`` is left, top, width and height in image pixels.
+        """
+        self._map.setVisible(picture is not None)
+        self._overlay.map_highest = highest if picture is not None else ""
+        if picture is not None:
+            self._map.setImage(picture, autoLevels=False, levels=None)
+            self._map.setRect(QRectF(*rect_px))
+            row = np.ascontiguousarray(table)
+            # A copy: the memory of the array is not Qt's.
+            self._overlay.map_colours = QImage(
+                row.data, len(row), 1, 3 * len(row), QImage.Format.Format_RGB888
+            ).copy()
         self._overlay.update()
 
     def set_colours(self, table: npt.NDArray[np.uint8] | None) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QLabel, QProgressBar, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QWidget
 
 from tem_live.gui.models import quantities as q
 from tem_live.gui.models.view_state import COLOURS
-from tem_live.gui.theme import PALETTE
+from tem_live.gui.theme import GRID, PALETTE
 from tem_live.gui.views.widgets import (
+    AreaField,
     ChoiceBox,
     ElidedLabel,
     Panel,
@@ -32,6 +33,8 @@ class BeamPanel(Panel):
     """The user wants the beam blanked (True) or on the specimen (False)."""
     dose_rate_edited = Signal(float)
     """Wanted dose rate in e⁻/px/s."""
+    area_edited = Signal(str)
+    """Wanted name of the specimen area; empty for none."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Beam & dose", parent)
@@ -55,8 +58,24 @@ class BeamPanel(Panel):
         self.add_row("This frame", self.frame_dose)
         self.frame_fluence = value_label()
         self.add_row("", self.frame_fluence)
+        self.area = AreaField()
+        self.area.setToolTip(
+            "Name of the specimen area: what was booked on it in earlier sessions counts on"
+        )
+        self.left = QLabel("")
+        self.left.setObjectName("value")
+        self.left.setToolTip("What is left of this area's budget")
+        row = QWidget()
+        box = QHBoxLayout(row)
+        box.setContentsMargins(0, 0, 0, 0)
+        box.setSpacing(GRID)
+        box.addWidget(self.area, 1)
+        box.addWidget(self.left)
+        self.left.hide()
+        self.add_row("Area", row)
+        self.area.edited.connect(self.area_edited)
         self.total = value_label()
-        self.total.setToolTip("Booked since this session began")
+        self.total.setToolTip("Booked on this area; without a name, since this session began")
         self.add_row("Accumulated", self.total)
         self.budget = QProgressBar()
         self.budget.setRange(0, 1000)
@@ -99,8 +118,20 @@ class BeamPanel(Panel):
         self.frame_dose.setText(q.quantity(dose_e_per_px, q.DOSE_PX))
         self.frame_fluence.setText(q.quantity(fluence_e_per_A2, q.DOSE_A2))
 
-    def show_total(self, fluence_e_per_A2: float | None, budget_e_per_A2: float | None) -> None:
-        """Show the fluence so far and how much of the budget it is."""
+    def show_area(self, area: str | None, pending: bool) -> None:
+        """Show the area that is booked on."""
+        self.area.show_name(area or "")
+        set_flag(self.area, "pending", pending)
+
+    def show_total(
+        self,
+        fluence_e_per_A2: float | None,
+        budget_e_per_A2: float | None,
+        left_e_per_A2: float | None = None,
+    ) -> None:
+        """Show the fluence of the area so far, how much of the budget it is, and what is left."""
+        self.left.setVisible(left_e_per_A2 is not None)
+        self.left.setText(f"{q.number(left_e_per_A2)} left")
         total = q.quantity(fluence_e_per_A2, q.DOSE_A2)
         self.budget.setVisible(budget_e_per_A2 is not None)
         if budget_e_per_A2:
@@ -108,6 +139,7 @@ class BeamPanel(Panel):
             self.budget.setValue(round(1000 * part))
             set_flag(self.budget, "alert", part > 0.8)
             set_flag(self.total, "alert", part > 0.8)
+            set_flag(self.left, "alert", part > 0.8)
             self.budget.setToolTip(f"{100 * part:.0f} % of the budget is spent")
             total = f"{q.number(fluence_e_per_A2)} of {q.quantity(budget_e_per_A2, q.DOSE_A2)}"
         self.total.setText(total)
@@ -244,6 +276,7 @@ class DisplayPanel(Panel):
     spectrum_toggled = Signal(bool)
     profile_toggled = Signal(bool)
     dose_toggled = Signal(bool)
+    map_toggled = Signal(bool)
     mean_toggled = Signal(bool)
     fit_requested = Signal()
     actual_requested = Signal()
@@ -256,9 +289,8 @@ class DisplayPanel(Panel):
         self.spectrum = toggle("FFT", "blur", "Power spectra of both panes (T)")
         self.profile = toggle("Profile", "chart-bell-curve", "Values along a line (L)")
         self.dose = toggle("Dose", "chart-line", "Fluence, cost and exposures (D)")
-        self.mean = toggle(
-            "Rolling mean", "layers-outline", "Left pane: mean of the last frames (M)"
-        )
+        self.map = toggle("Map", "map-outline", "Fluence map over the raw frame (M)")
+        self.mean = toggle("Mean", "layers-outline", "Left pane: mean of the last frames (N)")
         self.fit = tool("fit-to-page-outline", "Show the whole frame (F)")
         self.actual = tool("", "One frame pixel on one screen pixel (1)", "1:1")
         self.head.addWidget(self.actual)
@@ -267,20 +299,29 @@ class DisplayPanel(Panel):
         self.add_wide(self.spectrum, self.profile, self.dose)
         self.colours = ChoiceBox()
         self.colours.setToolTip("Colour map of both panes")
-        self.add_wide(self.mean, self.colours)
+        self.add_wide(self.map, self.mean, self.colours)
         self.colours.set_entries([(name, name, "") for name in COLOURS])
         self.auto.clicked.connect(self.auto_toggled)
         self.shared.clicked.connect(self.shared_toggled)
         self.spectrum.clicked.connect(self.spectrum_toggled)
         self.profile.clicked.connect(self.profile_toggled)
         self.dose.clicked.connect(self.dose_toggled)
+        self.map.clicked.connect(self.map_toggled)
         self.mean.clicked.connect(self.mean_toggled)
         self.fit.clicked.connect(lambda: self.fit_requested.emit())
         self.actual.clicked.connect(lambda: self.actual_requested.emit())
         self.colours.chosen.connect(self.colours_chosen.emit)
 
     def show_switches(
-        self, *, auto: bool, shared: bool, spectrum: bool, profile: bool, dose: bool, mean: bool
+        self,
+        *,
+        auto: bool,
+        shared: bool,
+        spectrum: bool,
+        profile: bool,
+        dose: bool,
+        fluence_map: bool,
+        mean: bool,
     ) -> None:
         """Show which options are on."""
         self.auto.setChecked(auto)
@@ -288,6 +329,7 @@ class DisplayPanel(Panel):
         self.spectrum.setChecked(spectrum)
         self.profile.setChecked(profile)
         self.dose.setChecked(dose)
+        self.map.setChecked(fluence_map)
         self.mean.setChecked(mean)
 
     def show_colours(self, name: str) -> None:

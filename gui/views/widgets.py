@@ -22,6 +22,7 @@ from PySide6.QtWidgets import (
     QGridLayout,
     QHBoxLayout,
     QLabel,
+    QLineEdit,
     QPushButton,
     QSizePolicy,
     QToolButton,
@@ -290,6 +291,38 @@ class ChoiceBox(QComboBox):
     def _report(self, index: int) -> None:
         self.chosen.emit(self.itemData(index))
         self.clearFocus()
+
+
+class AreaField(QLineEdit):
+    """Field for a name; reports a new one when the user has entered it."""
+
+    edited = Signal(str)
+    """The name that the user wants."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._shown = ""
+        self.setPlaceholderText("no name")
+        self.setMaxLength(64)
+        self.setFixedHeight(CONTROL_HEIGHT)
+        self.setMinimumWidth(64)
+        self.editingFinished.connect(self._leave)
+
+    def show_name(self, name: str) -> None:
+        """Show the name in use; not reported as an edit."""
+        self._shown = name
+        # While the user types, the text is theirs.
+        if not (self.isModified() and self.hasFocus()):
+            self.setText(name)
+            self.setCursorPosition(0)
+
+    def _leave(self) -> None:
+        wanted = self.text().strip()
+        self.setModified(False)
+        # Letter keys are shortcuts again as soon as a name was entered.
+        self.clearFocus()
+        if wanted != self._shown:
+            self.edited.emit(wanted)
 
 
 class ElidedLabel(QLabel):
