@@ -1,0 +1,127 @@
+"""The fluence map: read on a worker a few times a second while it is shown, never with the frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tem_live.gui.controllers.hub import SessionHub, one_line
+from tem_live.gui.models import quantities as q
+from tem_live.gui.models.fluence_map import MapPictures, Picture, here_text, map_pictures
+from tem_live.gui.models.view_state import ViewState
+from tem_live.gui.views.dose import DoseCard
+from tem_live.gui.views.image_pane import ImagePane
+from tem_live.gui.workers import Runner
+
+if TYPE_CHECKING:
+    from tem_live.session import Session
+    from tem_live.state import SessionState
+
+MOST_BYTES = 1 << 18
+"""Of the ledger that are read for one look."""
+
+
+class MapController:
+    """Overlay of the raw pane, overview and the fluence of the field in the dose card.
+
+    Parameters
+    ----------
+    pane : ImagePane
+        The raw pane.
+    card : DoseCard
+        The dose card.
+    hub : SessionHub
+        The session.
+    state : ViewState
+        Whether map and card are shown.
+    runner : Runner
+        Worker that reads and paints.
+    colour_table : callable
+        Colour map by name, (256, 3) uint8.
+    """
+
+    def __init__(
+        self,
+        pane: ImagePane,
+        card: DoseCard,
+        hub: SessionHub,
+        state: ViewState,
+        runner: Runner,
+        colour_table: Callable[[str], Picture | None],
+    ) -> None:
+        self._pane = pane
+        self._card = card
+        self._hub = hub
+        self._state = state
+        self._runner = runner
+        table = colour_table("inferno")
+        grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+        self._table: Picture = grey if table is None else table
+        self._broken: str | None = None
+        hub.opened.connect(self._on_opened)
+        hub.gone.connect(self._forget)
+        state.events.fluence_map.connect(self._on_switched)
+        self._on_switched(state.fluence_map)
+
+    def tick(self) -> None:
+        """Read on and paint; to be called a few times a second."""
+        session, state = self._hub.session, self._state
+        if session is None or self._runner.busy("map"):
+            return
+        if not (state.fluence_map or state.dose):
+            return
+        table = self._table
+
+        def work() -> tuple[MapPictures | None, float | None]:
+            place = session.place
+            if place is None:
+                return None, None
+            shape = session.state.frame_shape
+            read = session.fluence_map(MOST_BYTES)
+            return map_pictures(read, place, shape, table), session.budget_e_per_A2
+
+        def show(answer: tuple[MapPictures | None, float | None]) -> None:
+            if session is self._hub.session:
+                self._broken = None
+                self._show(*answer)
+
+        def failed(error: Exception) -> None:
+            # Told once, and not four times a second.
+            text = one_line(error)
+            if session is self._hub.session and text != self._broken:
+                self._broken = text
+                self._hub.message.emit("warning", text)
+
+        self._runner.submit("map", work, show, failed)
+
+    def _show(self, pictures: MapPictures | None, budget_e_per_A2: float | None) -> None:
+        self._card.show_here(*here_text(pictures, budget_e_per_A2))
+        if not self._state.fluence_map:
+            return
+        if pictures is None or pictures.overlay is None:
+            self._pane.show_map(None, (0.0, 0.0, 1.0, 1.0), self._table, "")
+            self._card.overview.show_nothing()
+            return
+        self._pane.show_map(
+            pictures.overlay,
+            pictures.overlay_px,
+            self._table,
+            q.quantity(pictures.highest_e_per_A2, q.DOSE_A2),
+        )
+        self._card.overview.show_map(pictures.overview, pictures.overview_nm, pictures.field_nm)
+
+    def _on_switched(self, on: bool) -> None:
+        self._card.show_overview(on)
+        if not on:
+            self._pane.show_map(None, (0.0, 0.0, 1.0, 1.0), self._table, "")
+
+    def _on_opened(self, session: Session, state: SessionState) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._broken = None
+        self._pane.show_map(None, (0.0, 0.0, 1.0, 1.0), self._table, "")
+        self._card.overview.show_nothing()
+        self._card.show_here(q.NOTHING, False)
