@@ -36,14 +36,17 @@ _CANDIDATES = 2048
 # Longer periods are the network's own; there a background would count as a peak.
 _LONGEST_PX = 40.0
 _SMALLEST_PX = 64
-# The cells in which it is decided whether the waves are there.
-_CELL_PX = 12
+# The cells in which it is decided whether the waves are there, in pixels, and how many times their
+# variance a difference from the larger ones must have to count for a half.
+_CELLS = ((48, 1.0), (12, 1.0), (4, 4.0))
 # Over 1: flanks under the threshold are missing from the waves, and noise goes both ways.
 _MOST = 1.25
 # On the axes: neighbours whose mean is the floor, from and to so many coefficients away.
 _NEAR, _FAR = 4, 20
 # Patterns of this period along the rows or columns belong to amplifiers that take turns.
 _TURNS_PX = 16
+# Mean of four coefficients beside such a one: noise is beyond in one of 300,000 cases.
+_WIDE = 5.0
 # The mean of log(power) of noise lies this far under the log of the mean power (Euler's gamma).
 _EULER = 0.5772
 
@@ -183,15 +186,25 @@ def _sharp_on_the_axes(excess: Tensor, log: Tensor, width: int) -> None:
     rows = torch.stack([log[0], log[1], log[-1]])
     sharp = torch.minimum(excess[[0, 1, -1]], _over_neighbours(rows, "reflect"))
     if width % _TURNS_PX == 0:
-        sharp[:, :: width // _TURNS_PX] = 0.0
+        turns = slice(None, None, width // _TURNS_PX)
+        sharp[:, turns] *= _is_wide(excess[[2, 3, -3, -2], turns])
     lines = log[:, :2].T
     sharp_lines = torch.minimum(excess[:, :2].T, _over_neighbours(lines, "circular"))
     if height % _TURNS_PX == 0:
-        sharp_lines[:, :: height // _TURNS_PX] = 0.0
+        turns = slice(None, None, height // _TURNS_PX)
+        sharp_lines[:, turns] *= _is_wide(excess[turns, 2:4].T)
     excess[:, :2] = sharp_lines.T
     excess[[0, 1, -1]] = sharp
     # What changes as slowly as the frame is wide has no direction.
     excess[:2, :2] = excess[-1:, :2] = 0.0
+
+
+def _is_wide(beside: Tensor) -> Tensor:
+    """Where the coefficients (n, m) beside the axis are more than noise, too: 0 or 1, (m,).
+
+    A crystal has an end, and so have its peaks a width; amplifiers take turns in the whole frame.
+    """
+    return (beside.mean(dim=0) > _WIDE).to(beside.dtype)
 
 
 def _over_neighbours(log: Tensor, beyond: str) -> Tensor:
@@ -219,17 +232,17 @@ def _where(residual: Tensor, waves: Tensor) -> Tensor:
     """Local amplitude, from 0 to a little over 1, with which the residual contains the waves.
 
     The waves of a small crystal run on through the vacuum around it. The projection of the
-    residual on them, cell by cell, tells where they belong; where it is within its own standard
-    error it counts for nothing. Small cells show the crystal's edge, if they differ from the large
-    ones by more than their own standard error.
+    residual on them, cell by cell, tells where they belong. The whole frame has them with an
+    amplitude of one; smaller and smaller cells have the amplitude of those around them, unless
+    they differ from it by more than their own standard error.
     """
-    large, variance = _amplitude(residual, waves, _CELL_PX)
-    square = large.square()
-    amplitude = large * square / (square + 2.0 * variance)
-    small, variance = _amplitude(residual, waves, _CELL_PX // 3)
-    difference = small - amplitude
-    square = difference.square()
-    return amplitude + difference * square / (square + 4.0 * variance)
+    amplitude = torch.ones_like(waves)
+    for cell_px, doubt in _CELLS:
+        local, variance = _amplitude(residual, waves, cell_px)
+        difference = local.sub_(amplitude)
+        square = difference.square()
+        amplitude += difference.mul_(square).div_(square + doubt * variance)
+    return amplitude
 
 
 def _amplitude(residual: Tensor, waves: Tensor, cell_px: int) -> tuple[Tensor, Tensor]:
