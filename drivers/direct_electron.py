@@ -40,7 +40,8 @@ from tem_live.errors import (
 
 _SLICE_S = 0.2
 """Longest single wait inside the server, so that a stop need not wait for a long exposure."""
-_FRAME_NUMBER_BYTES = 8
+_MOST_LOST = 100_000
+"""Frames between two others; more were no loss but nonsense."""
 
 FAMILY = Family(
     "direct-electron",
@@ -100,6 +101,7 @@ class DirectElectronCamera:
         self._buffer_bytes = 0
         self._end: int | None = None
         self._taken = 0
+        self._next = 0
         self._running = False
         self._halt = threading.Event()
         self._lock = threading.Lock()
@@ -185,7 +187,7 @@ class DirectElectronCamera:
         """See `Camera`."""
         self._connected()
         self._end = frames
-        self._taken = 0
+        self._taken = self._next = 0
         # One acquisition of so many frames; 0 acquisitions repeat until stopped.
         self._set("Exposure Time (seconds)", (frames or 100) * self._exposure_s)
         self._halt.clear()
@@ -194,7 +196,7 @@ class DirectElectronCamera:
                 lambda client: client.start_acquisition(0 if frames is None else 1, True)
             )
             if started is False:
-                raise RefusedError("DE-Server refuses to start; is another client acquiring?")
+                raise RefusedError("DE-Server refuses to start; is another program acquiring?")
             info = self._asked(lambda client: client.get_movie_buffer_info())
         if (info.imageH, info.imageW) != self._shape:
             raise RefusedError(
@@ -223,15 +225,21 @@ class DirectElectronCamera:
             raise EndOfFrames
         deadline = time.monotonic() + timeout_s
         data = self._await_frame(deadline, timeout_s)
-        number = int(np.frombuffer(data, np.int64, count=1)[0])
-        pixels = np.frombuffer(data, np.uint16, offset=self._header_bytes)
-        if pixels.size != buffer.size:
+        if len(data) != self._header_bytes + buffer.nbytes:
             raise DisconnectedError(
-                f"DE-Server sent {pixels.size} pixels where {buffer.size} were set; "
-                "was it changed by another client?"
+                f"DE-Server sent {len(data)} bytes where {self._header_bytes} and {buffer.nbytes} "
+                "of pixels were set; was it changed by another program?"
             )
+        number = int(np.frombuffer(data, np.int64, count=1)[0])
+        if not self._next <= number <= self._next + _MOST_LOST:
+            raise DisconnectedError(
+                f"DE-Server sent frame {number} where frame {self._next} belongs; reconnect, and "
+                "look for another program on it"
+            )
+        pixels = np.frombuffer(data, np.uint16, offset=self._header_bytes)
         np.copyto(buffer, pixels.reshape(buffer.shape))
         self._taken += 1
+        self._next = number + 1
         return FrameMeta(
             sequence=number,
             host_time_s=time.time(),
@@ -336,7 +344,7 @@ class DirectElectronCamera:
                     raise EndOfFrames
                 raise DisconnectedError(
                     f"DE-Server ended the acquisition after {self._taken} frames; "
-                    "was it stopped by another client?"
+                    "was it stopped by another program?"
                 )
             if status != MovieBufferStatus.TIMEOUT:
                 raise DisconnectedError(

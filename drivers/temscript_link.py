@@ -133,7 +133,8 @@ class TemscriptLink:
         """What an error of temscript means, in one line."""
         if isinstance(error, DeviceError):
             return error
-        said = " ".join(str(error.args[0] if error.args else error).split())
+        about = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
+        said = " ".join(str(about).split())
         said = said or type(error).__name__
         where = _where(self._options)
         if isinstance(error, TimeoutError):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from tests.drivers.instruments.atcore import Atcore
 from tests.drivers.instruments.dcam import Dcam
 from tests.drivers.instruments.pco_sdk import PcoSdk
 from tests.drivers.servers import dectris, gatan, merlin, serval
+from tests.drivers.servers.proxy import Proxy
 
 Pixels = npt.NDArray[Any]
 Break = Callable[[], object]
@@ -52,6 +54,8 @@ class Peer:
         What frame ``n`` of its first run shows; None where that is not known beforehand.
     exposure_s : float
         Of its runs, in seconds.
+    reply_s : float
+        Time that the driver is given for an answer, in seconds.
     """
 
     profile: str
@@ -60,12 +64,13 @@ class Peer:
     mend: Callable[[], object]
     sent: Callable[[int], Pixels] | None = None
     exposure_s: float = 0.005
+    reply_s: float = REPLY_S
 
 
 class Make(Protocol):
     """Gives a sound peer, and leaves nothing behind."""
 
-    def __call__(self, patch: pytest.MonkeyPatch) -> AbstractContextManager[Peer]: ...
+    def __call__(self, request: pytest.FixtureRequest) -> AbstractContextManager[Peer]: ...
 
 
 class _Restarted:
@@ -90,7 +95,7 @@ class _Restarted:
 
 
 @contextmanager
-def gatan_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def gatan_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     shape = (16, 24)
     with ExitStack() as stack:
         server = _Restarted(lambda port=0: gatan.GatanServer(shape, port=port), stack)
@@ -112,6 +117,10 @@ def gatan_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
                 ),
                 "truncated": (server.sends(lambda _, s: s[: len(whole) + 99]), "amid an image"),
                 "garbage": (server.sends(lambda *_: b"GARBAGE " * 120), "a reply of"),
+                "another program": (
+                    lambda: socket.create_connection(("127.0.0.1", port)).close(),
+                    "another program",
+                ),
             },
             lambda: server.mend(port),
             lambda number: gatan.picture(number, shape),
@@ -119,7 +128,7 @@ def gatan_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
 
 
 @contextmanager
-def serval_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def serval_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     shape = (256, 256)
     small, wide = np.ones((128, 256), np.uint16), np.ones(shape, np.uint32)
     with ExitStack() as stack:
@@ -139,6 +148,7 @@ def serval_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
                 ),
                 "truncated": (server.sends(lambda _, sound: sound[:999]), "image"),
                 "garbage": (server.sends(lambda *_: b"GARBAGE " * 40), "should begin"),
+                "another program": (lambda: server.now.stop(), "another program"),
             },
             lambda: server.mend(port),
             lambda number: serval.picture(number, shape),
@@ -146,7 +156,7 @@ def serval_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
 
 
 @contextmanager
-def merlin_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def merlin_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     shape = (16, 24)
 
     def another(shape: tuple[int, int], kind: str) -> Callable[[int, bytes], bytes]:
@@ -169,6 +179,10 @@ def merlin_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
                 # What follows is taken for the rest of it, so that the next header is amiss.
                 "truncated": (server.sends(lambda _, sound: sound[:99]), "Merlin"),
                 "garbage": (server.sends(lambda *_: b"GARBAGE" * 40), "should begin"),
+                "another program": (
+                    server.sends(lambda *_: merlin.message(b"HDR,\nEnd\t")),
+                    "another program",
+                ),
             },
             lambda: server.mend(ports),
             lambda number: merlin.picture(number, shape),
@@ -180,7 +194,7 @@ def _dectris_peer(stream: str) -> Make:
     shape = (18, 28)
 
     @contextmanager
-    def peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
         if stream == "cbor":
             pytest.importorskip("cbor2", reason="cbor2 is not installed")
         with ExitStack() as stack:
@@ -193,6 +207,12 @@ def _dectris_peer(stream: str) -> Make:
                     return [make(server.now.series, number, picture)]
 
                 return message
+
+            start = (
+                dectris.legacy_start(4242)
+                if stream == "legacy"
+                else dectris.cbor_mark("start", 4242)
+            )
 
             def torn(_: int, parts: list[bytes]) -> list[list[bytes]]:
                 return [parts[:-1] if len(parts) > 1 else [parts[0][:99]]]
@@ -211,6 +231,7 @@ def _dectris_peer(stream: str) -> Make:
                     "wrong type": (server.sends(another(shape, "uint32")), "uint32"),
                     "truncated": (server.sends(torn), "DECTRIS"),
                     "garbage": (server.sends(lambda *_: [[b"GARBAGE"] * 4]), "DECTRIS"),
+                    "another program": (server.sends(lambda *_: [start]), "another series"),
                 },
                 lambda: server.mend(ports),
                 lambda number: dectris.picture(number, shape),
@@ -220,7 +241,7 @@ def _dectris_peer(stream: str) -> Make:
 
 
 @contextmanager
-def genicam_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def genicam_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     from tem_live.drivers.genicam import GenICamCamera
     from tem_live.drivers.genicam_link import Block
     from tests.drivers.instruments.genicam_link import BrokenLink
@@ -258,7 +279,7 @@ def genicam_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
         link.alive, link.make = True, sound
 
     link = Link()
-    patch.setattr(GenICamCamera, "_connect", lambda self: link)
+    _patch(request).setattr(GenICamCamera, "_connect", lambda self: link)
     yield Peer(
         "genicam",
         {},
@@ -276,7 +297,7 @@ def genicam_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
 
 
 @contextmanager
-def thermo_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def thermo_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     pytest.importorskip("temscript", reason="temscript is not installed")
     from tests.drivers.servers.temscript import Microscope
 
@@ -346,6 +367,7 @@ def thermo_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
                 "wrong type": (sends(lambda: picture(0).astype(np.float64)), "float64"),
                 "truncated": (answers_with(Torn), "temscript-server"),
                 "garbage": (answers_with(Garbage), "temscript-server"),
+                "another program": (sends(lambda: picture(0)[:32, :32].copy()), "another program"),
             },
             mend,
             picture,
@@ -355,13 +377,13 @@ def thermo_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
 
 
 @contextmanager
-def tvips_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def tvips_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     from tem_live.drivers.tvips import TvipsCamera, TvipsOptions
     from tests.drivers.instruments.emmenu import HEIGHT, WIDTH, ComError, Emmenu
 
     emmenu = Emmenu()
     stuck = threading.Event()
-    _takes(patch, lambda: TvipsCamera(TvipsOptions(reply_timeout_s=REPLY_S), emmenu.connect))
+    _takes(request, lambda: TvipsCamera(TvipsOptions(reply_timeout_s=REPLY_S), emmenu.connect))
 
     def spoils(pixels: Callable[[Pixels], Pixels]) -> Break:
         return lambda: setattr(emmenu, "spoil", pixels)
@@ -388,6 +410,10 @@ def tvips_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
                 "stalled": (spoils(stall), "does not answer"),
                 "wrong size": (spoils(lambda pixels: pixels[1:]), "47x64"),
                 "garbage": (spoils(lambda pixels: pixels[0]), "EMMENU"),
+                "another program": (
+                    lambda: setattr(emmenu.configuration, "DimensionX", WIDTH // 2),
+                    "another program",
+                ),
             },
             mend,
             picture,
@@ -397,14 +423,14 @@ def tvips_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
 
 
 @contextmanager
-def jeol_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def jeol_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     from tem_live.drivers.jeol import JeolCamera, JeolOptions
     from tests.drivers.instruments.pyjem import PyJem
 
-    fake = PyJem()
+    fake, patch = PyJem(), _patch(request)
     stuck = threading.Event()
     sound, sent = fake.snapshot_rawdata, fake.sent
-    _takes(patch, lambda: JeolCamera(JeolOptions(reply_timeout_s=REPLY_S), lambda: fake))
+    _takes(request, lambda: JeolCamera(JeolOptions(reply_timeout_s=REPLY_S), lambda: fake))
 
     def spoils(change: Callable[[bytes], Any]) -> Break:
         patch.setattr(fake, "snapshot_rawdata", lambda: change(sound()))
@@ -427,6 +453,7 @@ def jeol_peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
         "wrong size": (spoils(lambda data: data + data), "bytes where"),
         "truncated": (spoils(lambda data: data[:99]), "99 bytes"),
         "garbage": (spoils(lambda data: None), "PyJEM answers otherwise"),
+        "another program": (spoils(lambda data: data[: len(data) // 4]), "another program"),
     }  # fmt: skip
     mend()
     stuck.clear()
@@ -443,10 +470,10 @@ def _library_peer(driver: str, make: Callable[[], Any], wrong_size: Callable[[An
     }[driver]  # fmt: skip
 
     @contextmanager
-    def peer(patch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
         fake = make()
         returned = threading.Event()
-        patch.setattr(native, "loader", lambda *_: lambda: fake.library)
+        _patch(request).setattr(native, "loader", lambda *_: lambda: fake.library)
         sound = {name: value for name, value in vars(fake).items() if not callable(value)}
         changeable = {name: sound[name] for name in ("wrong_size", "short_by", "told_size")
                       if name in sound}  # fmt: skip
@@ -483,12 +510,100 @@ def _library_peer(driver: str, make: Callable[[], Any], wrong_size: Callable[[An
     return peer
 
 
-def _takes(patch: pytest.MonkeyPatch, make: Callable[[], Camera]) -> None:
+def _patch(request: pytest.FixtureRequest) -> pytest.MonkeyPatch:
+    patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    return patch
+
+
+def _takes(request: pytest.FixtureRequest, make: Callable[[], Camera]) -> None:
     """Have sessions use this camera, where the driver's library comes from its maker alone."""
-    patch.setattr(session_module, "make_camera", lambda profile: make())
+    _patch(request).setattr(session_module, "make_camera", lambda profile: make())
+
+
+@contextmanager
+def direct_electron_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
+    twin = request.getfixturevalue("twin")
+    with Proxy(twin.port) as proxy:
+
+        def fails(fault: str) -> Break:
+            return lambda: setattr(proxy, "fault", fault)
+
+        def mend() -> None:
+            proxy.end()
+            proxy.begin()
+
+        yield Peer(
+            "de-twin",
+            {
+                "camera.port": proxy.port,
+                "camera.roi": [256, 256, 128, 128],
+                "camera.timeout_s": 5.0,
+            },
+            {
+                "killed": (proxy.end, "DE-Server"),
+                "stalled": (fails("stalled"), "DE-Server"),
+                "truncated": (fails("truncated"), "DE-Server"),
+                "garbage": (fails("garbage"), "DE-Server"),
+            },
+            mend,
+            exposure_s=0.02,
+            # Its simulation keeps a processor busy.
+            reply_s=2.0,
+        )
+
+
+@contextmanager
+def mm_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
+    pytest.importorskip("mm_test_adapters", reason="no device adapters: mm-test-adapters")
+    from tem_live.drivers.mm import MMCamera, MMOptions
+
+    options = {"PixelType": "16bit", "BitDepth": 16, "Mode": "Noise"}
+    sizes = {"OnCameraCCDXSize": 64, "OnCameraCCDYSize": 48}
+    camera = MMCamera(MMOptions(properties={**options, **sizes}))
+    _takes(request, lambda: camera)
+    yield Peer(
+        "mm-demo",
+        {},
+        {"killed": (lambda: camera.core.stopSequenceAcquisition(), "ended the sequence")},
+        lambda: None,
+    )
+
+
+@contextmanager
+def pycromanager_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
+    pytest.importorskip("mm_test_adapters", reason="no device adapters: mm-test-adapters")
+    from tests.drivers.servers.micromanager import MicroManager
+
+    log = request.getfixturevalue("tmp_path") / "sent"
+    log.touch()
+    server = MicroManager(log=log)
+    server.start()
+
+    def mend() -> None:
+        server.kill()
+        server.start()
+
+    size = {"OnCameraCCDXSize": 64, "OnCameraCCDYSize": 48}
+    try:
+        yield Peer(
+            "pycromanager",
+            {
+                "camera.port": server.port,
+                "camera.properties": {"PixelType": "16bit", "BitDepth": 16, **size},
+            },
+            {"killed": (server.kill, "gone"), "stalled": (server.hang, "not answered")},
+            mend,
+            lambda number: np.fromfile(log, np.uint16).reshape(-1, 48, 64)[number],
+            reply_s=2.0,
+        )
+    finally:
+        server.kill()
 
 
 PEERS: dict[str, Make] = {
+    "mm": mm_peer,
+    "pycromanager": pycromanager_peer,
+    "direct-electron": direct_electron_peer,
     "gatan": gatan_peer,
     "serval": serval_peer,
     "merlin": merlin_peer,

@@ -214,16 +214,6 @@ def test_the_python_backend_counts_as_the_camera_does() -> None:
         camera.close()
 
 
-def test_a_run_through_the_pipeline(running: MicroManager, log: Path, tmp_path: Path) -> None:
-    before = log.stat().st_size
-    with session_of(running) as session:
-        session.record(tmp_path / "run.zarr")
-        assert sum(1 for _ in session.frames(30)) == 30
-        assert session.stats().dropped_raw == 0
-        assert session.blanked is True
-    assert np.array_equal(recorded(tmp_path / "run.zarr"), sent(log, before)[:30])
-
-
 def recorded(path: Path) -> npt.NDArray[np.uint16]:
     """The raw frames of a recording."""
     (segment,) = read_recording(path).segments
@@ -438,17 +428,6 @@ def test_a_run_that_breaks_off_is_blanked_recorded_and_goes_on(
         assert np.array_equal(kept, sent(log, before)[: len(kept)])
         server.start()
         assert sum(1 for _ in session.frames(3)) == 3
-        assert session.blanked is True
-
-
-def test_a_blanker_of_its_own_blanks_when_the_server_is_killed(server: MicroManager) -> None:
-    fields = {"column.driver": "uniblitz", "column.port": "sim"}
-    with session_of(server, **fields) as session:
-        session.start()
-        assert wait_until(lambda: session.stats().frames >= 3)
-        assert session.blanked is False
-        server.kill()
-        assert session.wait(AMPLE_S)
         assert session.blanked is True
 
 

@@ -21,10 +21,18 @@ from tem_live import session as session_module
 from tem_live.errors import NotConnectedError
 from tem_live.recording import read_recording
 from tem_live.session import Session, open_session
-from tests.drivers.breakable import PEERS, REPLY_S, Peer
+from tests.drivers.breakable import PEERS, Peer
 from tests.tem_live.fakes import FakeColumn
 
-FAULTS = ["killed", "stalled", "wrong size", "wrong type", "truncated", "garbage"]
+FAULTS = [
+    "killed",
+    "stalled",
+    "wrong size",
+    "wrong type",
+    "truncated",
+    "garbage",
+    "another program",
+]
 AMPLE_S = 30.0
 
 
@@ -37,9 +45,9 @@ def column(monkeypatch: pytest.MonkeyPatch) -> FakeColumn:
 
 
 @pytest.fixture(params=PEERS)
-def peer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     before = the_programs()
-    with PEERS[request.param](monkeypatch) as peer:
+    with PEERS[request.param](request) as peer:
         yield peer
     # A thread that was given up ends when the call that held it returns.
     wait_until(lambda: the_programs() <= before)
@@ -48,7 +56,7 @@ def peer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 def session_of(peer: Peer) -> Session:
     settings: dict[str, Any] = {
         "camera.exposure_s": peer.exposure_s,
-        "camera.reply_timeout_s": REPLY_S,
+        "camera.reply_timeout_s": peer.reply_s,
         "restorer.model": "none",
         **peer.settings,
     }
@@ -117,7 +125,7 @@ def test_a_fault_amid_a_run(peer: Peer, fault: str, column: FakeColumn, tmp_path
         breaks()
         began = time.monotonic()
         assert session.wait(AMPLE_S)
-        assert time.monotonic() - began < REPLY_S + 3
+        assert time.monotonic() - began < peer.reply_s + 3
         assert column.blanked
         stats = session.stats()
         assert stats.stop_reason is not None

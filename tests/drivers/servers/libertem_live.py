@@ -35,6 +35,13 @@ def free_port() -> int:
         return int(line.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    """Whether something accepts connections there."""
+    with socket.socket() as line:
+        line.settimeout(0.5)
+        return line.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Peer:
     """A running simulator, each a process of its own.
 

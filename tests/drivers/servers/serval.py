@@ -111,7 +111,7 @@ class ServalServer:
             return
         self._ended = True
         self.mute.clear()
-        self._stop()
+        self.stop()
         self._http.shutdown()
         self._http.server_close()
         self._serving.join()
@@ -149,7 +149,7 @@ class ServalServer:
             self._start()
             return 200, "Measurement started."
         if path == "/measurement/stop":
-            self._stop()
+            self.stop()
             return 200, "Measurement stopped."
         tables = {
             "/dashboard": {
@@ -173,7 +173,7 @@ class ServalServer:
         return 200, "Successfully uploaded."
 
     def _start(self) -> None:
-        self._stop()
+        self.stop()
         self._stopped = threading.Event()
         self.status = "DA_RECORDING"
         if not self.connects:
@@ -185,7 +185,8 @@ class ServalServer:
         self._measuring = threading.Thread(target=self._measure, args=(self.line, self._stopped))
         self._measuring.start()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End the measurement."""
         self._stopped.set()
         if self.line is not None:
             with contextlib.suppress(OSError):
