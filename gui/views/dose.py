@@ -176,7 +176,7 @@ class DoseCard(Card):
                 angle=0,
                 pen=pg.mkPen(colour, width=1, style=Qt.PenStyle.DashLine),
                 label=name,
-                labelOpts={"color": colour, "position": 0.1, "anchors": [(0.5, 0), (0.5, 0)]},
+                labelOpts={"color": colour, "position": 0.02, "anchors": [(0, 0), (0, 0)]},
             )
             line.hide()
             self.plot.addItem(line)

@@ -188,19 +188,16 @@ class ImagePane(QFrame):
     def show_map(
         self,
         picture: npt.NDArray[np.uint8] | None,
-        rect_px: tuple[float, float, float, float],
+        shape: tuple[int, int],
         table: npt.NDArray[np.uint8],
         highest: str,
     ) -> None:
-        """Lay a picture (H, W, 4) over the image, or None; with its colours from 0 to ``highest``.
-
-        ``rect_px`` is left, top, width and height in image pixels.
-        """
+        """Lay a picture (H, W, 4) over a frame of ``shape``, or None; its colours end at ``highest``."""
         self._map.setVisible(picture is not None)
         self._overlay.map_highest = highest if picture is not None else ""
         if picture is not None:
             self._map.setImage(picture, autoLevels=False, levels=None)
-            self._map.setRect(QRectF(*rect_px))
+            self._map.setRect(QRectF(0, 0, shape[1], shape[0]))
             row = np.ascontiguousarray(table)
             # A copy: the memory of the array is not Qt's.
             self._overlay.map_colours = QImage(

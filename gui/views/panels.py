@@ -38,6 +38,8 @@ class BeamPanel(Panel):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__("Beam & dose", parent)
+        # One row more than fits with more air at 800 pixels.
+        self.grid.setVerticalSpacing(5)
         self.chip = QLabel("no session")
         self.chip.setObjectName("beamChip")
         self.chip.setMinimumHeight(24)
