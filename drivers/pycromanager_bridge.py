@@ -332,7 +332,7 @@ class PycromanagerCamera:
         slots.read(told["slot"], buffer)
         link.free(told["slot"])
         tags = told["tags"]
-        sequence = int(tags.get("ImageNumber", self._taken))
+        sequence = _whole(tags.get("ImageNumber", self._taken))
         self._taken += 1
         elapsed = tags.get("ElapsedTime-ms")
         return FrameMeta(
@@ -385,6 +385,15 @@ class PycromanagerCamera:
                 raise DisconnectedError(told["text"])
             if told is None and left_s <= 0:
                 raise DeviceTimeoutError(f"no frame within {timeout_s:g} s")
+
+
+def _whole(told: object) -> int:
+    try:
+        return int(str(told))
+    except ValueError:
+        raise DisconnectedError(
+            f"Micro-Manager sent an image with the number {str(told)[:40]!r}; reconnect"
+        ) from None
 
 
 class PycromanagerColumnOptions(BaseModel):

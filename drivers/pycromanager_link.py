@@ -39,6 +39,9 @@ _GOES_WITHIN_S = 2.0
 _LONGEST_SILENCE_S = 1.0
 """After that, whether there is still a server is looked at."""
 
+_FAILURES = ("refused", "absent", "failed")
+"""What an answer has instead of what was asked for."""
+
 Message = dict[str, Any]
 
 
@@ -124,6 +127,7 @@ class Link:
             stderr=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
+            errors="replace",
             creationflags=flags,
             start_new_session=sys.platform != "win32",
         )
@@ -280,9 +284,11 @@ class Link:
             for line in stdout:
                 self._heard = time.monotonic()
                 try:
-                    message: Message = json.loads(line)
-                except ValueError:
-                    # Torn: the process was killed while it wrote.
+                    message = heard(line)
+                except ValueError as error:
+                    # Torn where the process was killed while it wrote; else nothing can be trusted.
+                    with self._lock:
+                        self._why = self._why or str(error)
                     break
                 if "id" in message:
                     inbox = self._asked.get(message["id"])
@@ -295,6 +301,34 @@ class Link:
             waiting = list(self._asked.values())
         for inbox in waiting:
             inbox.put(None)
+
+
+def heard(line: str) -> Message:
+    """A message of the process, as `pycromanager_child` describes them.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+    """
+    nonsense = ValueError(
+        f"the process that talks to Micro-Manager sent {line[:60]!r}, which is no message"
+    )
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        raise nonsense from None
+    if not isinstance(message, dict):
+        raise nonsense
+    kinds = {name: type(value) for name, value in message.items()}
+    is_answer = kinds.get("id") is int and (
+        kinds.get("is") is dict or any(kinds.get(name) is str for name in _FAILURES)
+    )
+    is_frame = kinds.get("slot") is int and kinds.get("tags") is dict and kinds.get("time") is float
+    is_end = kinds.get("ended") is str and kinds.get("text") is str
+    if is_answer or "beat" in kinds or (kinds.get("run") is int and (is_frame or is_end)):
+        return message
+    raise nonsense
 
 
 class Slots:
@@ -331,7 +365,15 @@ class Slots:
         return self._open and (self.shape, self.dtype) == (shape, dtype)
 
     def read(self, slot: int, buffer: npt.NDArray[Any]) -> None:
-        """Copy a frame out. Raises `DisconnectedError` when the memory was removed meanwhile."""
+        """Copy a frame out.
+
+        Raises
+        ------
+        DisconnectedError
+            The memory was removed meanwhile, or has no such slot.
+        """
+        if not 0 <= slot < self.count:
+            raise DisconnectedError(f"the process that talks to Micro-Manager has no slot {slot}")
         with self._lock:
             if not self._open:
                 raise DisconnectedError("the camera was closed")

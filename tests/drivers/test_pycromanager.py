@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tem_live import doctor
 from tem_live.drivers.protocols import Blanker, CameraSettings, CameraState, Stage
@@ -26,6 +30,7 @@ from tem_live.drivers.pycromanager_bridge import (
     PycromanagerOptions,
     PycromanagerShutter,
 )
+from tem_live.drivers.pycromanager_link import heard
 from tem_live.errors import (
     DeviceTimeoutError,
     DisconnectedError,
@@ -36,6 +41,7 @@ from tem_live.errors import (
 from tem_live.recording import read_recording
 from tem_live.session import Session, open_session
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.reading import fails_soon
 from tests.drivers.servers.micromanager import MicroManager, free_port
 
 pytest.importorskip("pymmcore", reason="pymmcore is not installed")
@@ -316,7 +322,7 @@ def test_a_server_that_is_killed_ends_the_run(server: MicroManager) -> None:
 
 @hangs
 def test_a_server_that_hangs_ends_the_run(hanging: MicroManager) -> None:
-    camera = make(hanging, reply_timeout_s=1.5)
+    camera = make(hanging, reply_timeout_s=1.0)
     camera.open()
     try:
         state = camera.configure(CameraSettings(0.01))
@@ -341,7 +347,7 @@ def test_a_server_that_hangs_ends_the_run(hanging: MicroManager) -> None:
 @hangs
 @pytest.mark.parametrize("what", ["open", "configure", "stop", "blank"])
 def test_a_server_that_hangs_hangs_no_call(hanging: MicroManager, what: str) -> None:
-    camera = make(hanging, reply_timeout_s=1.5)
+    camera = make(hanging, reply_timeout_s=1.0)
     beam = column(camera)
     beam.open()
     if what != "open":
@@ -371,7 +377,7 @@ def test_a_server_that_hangs_hangs_no_call(hanging: MicroManager, what: str) -> 
 
 @hangs
 def test_a_camera_that_is_closed_while_the_server_hangs(hanging: MicroManager) -> None:
-    camera = make(hanging, reply_timeout_s=1.5)
+    camera = make(hanging, reply_timeout_s=1.0)
     camera.open()
     camera.configure(CameraSettings(0.01))
     camera.start()
@@ -623,6 +629,54 @@ def test_an_unguarded_script_may_use_it(running: MicroManager, tmp_path: Path) -
         [sys.executable, str(script)], capture_output=True, text=True, timeout=AMPLE_S, check=False
     )
     assert done.stdout.strip() == "3", done.stderr
+
+
+MESSAGES = [
+    {"id": 7, "is": {"exposure_s": 0.05}},
+    {"id": 8, "refused": "no"},
+    {"run": 2, "slot": 3, "tags": {"Height": 4}, "time": 1783.2},
+    {"run": 2, "ended": "overflow", "text": "full"},
+    {"beat": 1},
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_are_heard(message: dict[str, Any]) -> None:
+    assert heard(json.dumps(message)) == message
+
+
+_PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
+_ANY = st.recursive(
+    _PLAIN, lambda each: st.lists(each, max_size=3) | st.dictionaries(st.text(), each, max_size=3)
+)
+_NAMES = st.sampled_from("id is refused run slot tags time ended text beat".split())  # noqa: SIM905
+
+
+@given(line=st.text(max_size=99) | st.dictionaries(_NAMES, _ANY).map(json.dumps))
+def test_noise_is_no_message(line: str) -> None:
+    with contextlib.suppress(ValueError):
+        message = heard(line)
+        assert "beat" in message or isinstance(message.get("id", message.get("run")), int)
+
+
+@given(at=st.integers(0, 60), of=st.sampled_from(MESSAGES))
+def test_a_message_that_breaks_off_is_none(at: int, of: dict[str, Any]) -> None:
+    line = json.dumps(of)
+    with pytest.raises(ValueError, match="no message"):
+        heard(line[: min(at, len(line) - 1)])
+
+
+def test_a_process_that_talks_nonsense_is_given_up(
+    running: MicroManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    popen = subprocess.Popen
+    raving = [sys.executable, "-c", "print('GARBAGE', flush=True); input()"]
+    monkeypatch.setattr(
+        "tem_live.drivers.pycromanager_link.subprocess.Popen",
+        lambda command, **options: popen(raving, **options),
+    )
+    with fails_soon(NotConnectedError, "'GARBAGE.*no message", 10):
+        make(running).open()
 
 
 def test_timeout_is_told(running: MicroManager) -> None:
