@@ -1,4 +1,4 @@
-"""The fluence map: read on a worker a few times a second while it is shown, never with the frames."""
+"""The fluence map: read on a worker a few times a second while it is shown, not with the frames."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from tem_live.session import Session
     from tem_live.state import SessionState
 
+    _Answer = tuple[MapPictures | None, float | None, tuple[int, int]]
+
 MOST_BYTES = 1 << 18
 """Of the ledger that are read for one look."""
+MOST_COLOUR = 205
 
 
 class MapController:
@@ -57,8 +60,10 @@ class MapController:
         self._state = state
         self._runner = runner
         table = colour_table("inferno")
-        grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-        self._table: Picture = grey if table is None else table
+        if table is None:
+            table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+        # Up to orange: what is nearly white would hide the frame.
+        self._table: Picture = table[np.linspace(0, MOST_COLOUR, 256).astype(int)]
         self._broken: str | None = None
         hub.opened.connect(self._on_opened)
         hub.gone.connect(self._forget)
@@ -74,15 +79,14 @@ class MapController:
             return
         table = self._table
 
-        def work() -> tuple[MapPictures | None, float | None]:
-            place = session.place
+        def work() -> _Answer:
+            shape, place = session.state.frame_shape, session.place
             if place is None:
-                return None, None
-            shape = session.state.frame_shape
+                return None, None, shape
             read = session.fluence_map(MOST_BYTES)
-            return map_pictures(read, place, shape, table), session.budget_e_per_A2
+            return map_pictures(read, place, table), session.budget_e_per_A2, shape
 
-        def show(answer: tuple[MapPictures | None, float | None]) -> None:
+        def show(answer: _Answer) -> None:
             if session is self._hub.session:
                 self._broken = None
                 self._show(*answer)
@@ -96,17 +100,22 @@ class MapController:
 
         self._runner.submit("map", work, show, failed)
 
-    def _show(self, pictures: MapPictures | None, budget_e_per_A2: float | None) -> None:
+    def _show(
+        self,
+        pictures: MapPictures | None,
+        budget_e_per_A2: float | None,
+        shape: tuple[int, int],
+    ) -> None:
         self._card.show_here(*here_text(pictures, budget_e_per_A2))
         if not self._state.fluence_map:
             return
         if pictures is None or pictures.overlay is None:
-            self._pane.show_map(None, (0.0, 0.0, 1.0, 1.0), self._table, "")
+            self._pane.show_map(None, shape, self._table, "")
             self._card.overview.show_nothing()
             return
         self._pane.show_map(
             pictures.overlay,
-            pictures.overlay_px,
+            shape,
             self._table,
             q.quantity(pictures.highest_e_per_A2, q.DOSE_A2),
         )
@@ -115,13 +124,13 @@ class MapController:
     def _on_switched(self, on: bool) -> None:
         self._card.show_overview(on)
         if not on:
-            self._pane.show_map(None, (0.0, 0.0, 1.0, 1.0), self._table, "")
+            self._pane.show_map(None, (1, 1), self._table, "")
 
     def _on_opened(self, session: Session, state: SessionState) -> None:
         self._forget()
 
     def _forget(self) -> None:
         self._broken = None
-        self._pane.show_map(None, (0.0, 0.0, 1.0, 1.0), self._table, "")
+        self._pane.show_map(None, (1, 1), self._table, "")
         self._card.overview.show_nothing()
         self._card.show_here(q.NOTHING, False)

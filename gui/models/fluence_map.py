@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tem_live.fluence_map import LedgerMap, Place
 
 OVERVIEW_CELLS = 160
-OVERLAY_ALPHA = 96
+OVERLAY_SIDE = 256
+OVERLAY_ALPHA = 80
 
 Picture = npt.NDArray[np.uint8]
 Rect = tuple[float, float, float, float]
@@ -34,9 +35,7 @@ class MapPictures:
     unplaced_e_per_A2 : float
         What is in no cell, since nobody knew where it was.
     overlay : ndarray (H, W, 4) uint8 or None
-        Cells of the field of view, to be laid over the frame.
-    overlay_px : Rect
-        Where, in pixels of the frame.
+        The cells of the field of view, to be laid over all of the frame.
     overview : ndarray (H, W, 4) uint8 or None
         All of the map, and its surroundings up to the field of view.
     overview_nm : Rect
@@ -49,15 +48,12 @@ class MapPictures:
     highest_e_per_A2: float
     unplaced_e_per_A2: float
     overlay: Picture | None
-    overlay_px: Rect
     overview: Picture | None
     overview_nm: Rect
     field_nm: Rect
 
 
-def map_pictures(
-    read: LedgerMap, place: Place, shape: tuple[int, int], table: Picture
-) -> MapPictures:
+def map_pictures(read: LedgerMap, place: Place, table: Picture) -> MapPictures:
     """Paint a map.
 
     Parameters
@@ -66,8 +62,6 @@ def map_pictures(
         The map, read up to now.
     place : Place
         Where the field of view is.
-    shape : (height, width)
-        Of the frames, in pixels.
     table : ndarray (256, 3) uint8
         Colours from 0 to the highest fluence.
     """
@@ -76,24 +70,17 @@ def map_pictures(
     found = read.map
     whole = None if found is None else found.whole(OVERVIEW_CELLS)
     if found is None or whole is None:
-        return MapPictures(0.0, 0.0, read.unplaced_e_per_A2, None, field, None, field, field)
+        return MapPictures(0.0, 0.0, read.unplaced_e_per_A2, None, None, field, field)
     values, box = found.window(place.box)
     overview, overview_box = whole
     # Cells of the overview may be means of some; the colours' end is that of the finest.
     bounds = found.bounds() or box
     highest = max(found.highest(bounds), 1e-12)
-    px_nm = place.width_nm / shape[1]
     return MapPictures(
         here_e_per_A2=float(values.max(initial=0.0)),
         highest_e_per_A2=highest,
         unplaced_e_per_A2=read.unplaced_e_per_A2,
-        overlay=_painted(values, highest, table, OVERLAY_ALPHA),
-        overlay_px=(
-            (box[0] - left) / px_nm,
-            (box[1] - top) / px_nm,
-            (box[2] - box[0]) / px_nm,
-            (box[3] - box[1]) / px_nm,
-        ),
+        overlay=_painted(_sampled(values, box, place.box), highest, table, OVERLAY_ALPHA),
         overview=_painted(overview, highest, table, 255),
         overview_nm=_rect(overview_box),
         field_nm=field,
@@ -109,6 +96,24 @@ def here_text(pictures: MapPictures | None, budget_e_per_A2: float | None) -> tu
     if pictures.unplaced_e_per_A2 > 0.005 * max(here, 1e-9):
         text += f" · {q.number(pictures.unplaced_e_per_A2)} unplaced"
     return text, budget_e_per_A2 is not None and here > 0.8 * budget_e_per_A2
+
+
+def _sampled(
+    values: npt.NDArray[Any], box: tuple[float, ...], wanted: tuple[float, ...]
+) -> npt.NDArray[Any]:
+    """The cells that make up a part of them, which need not end where a cell does."""
+    cell = (box[2] - box[0]) / values.shape[1]
+
+    def index(axis: int) -> npt.NDArray[np.intp]:
+        low, high = wanted[axis], wanted[axis + 2]
+        number = min(OVERLAY_SIDE, 2 * values.shape[1 - axis])
+        at = low + (np.arange(number) + 0.5) * (high - low) / number
+        cells = np.clip((at - box[axis]) / cell, 0, values.shape[1 - axis] - 1)
+        numbers: npt.NDArray[np.intp] = cells.astype(np.intp)
+        return numbers
+
+    picked: npt.NDArray[Any] = values[np.ix_(index(1), index(0))]
+    return picked
 
 
 def _painted(values: npt.NDArray[Any], highest: float, table: Picture, alpha: int) -> Picture:

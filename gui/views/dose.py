@@ -47,7 +47,8 @@ _ROWS = (
         "with camera.counting_resolution_s",
     ),
 )
-ROOM_FOR_BOTH_PX = 880
+FIGURES_PX = 362
+"""Room for the figures and the margins."""
 _HEADS = ("on at", "for", q.DOSE_A2, "total")
 
 
@@ -65,6 +66,7 @@ class DoseCard(Card):
 
     def __init__(self) -> None:
         super().__init__("Dose")
+        self.setMinimumWidth(FIGURES_PX)
         self.minimise = toggle(
             "Minimise", "arrow-collapse-down", "Lower the dose as far as the resolution allows"
         )
@@ -79,6 +81,7 @@ class DoseCard(Card):
         row.setSpacing(2 * GRID)
         row.addWidget(self._figures(), 5)
         row.addWidget(self.plot, 5)
+        self._map_on = False
         self.overview = MapOverview()
         row.addWidget(self.overview, 3)
         row.addWidget(self._table(), 4)
@@ -204,7 +207,7 @@ class DoseCard(Card):
 
     def show_overview(self, on: bool) -> None:
         """Show the map, or no longer."""
-        self.overview.setVisible(on)
+        self._map_on = on
         self._make_room()
 
     @override
@@ -213,8 +216,16 @@ class DoseCard(Card):
         self._make_room()
 
     def _make_room(self) -> None:
-        # The map takes the place of the exposures where there is none for both.
-        self.table.setVisible(self.overview.isHidden() or self.width() >= ROOM_FOR_BOTH_PX)
+        # What fits beside the figures, the map first.
+        width = self.width() - FIGURES_PX
+        for part, wanted in (
+            (self.overview, self._map_on),
+            (self.plot, True),
+            (self.table, True),
+        ):
+            if wanted:
+                width -= part.minimumWidth() + 2 * GRID
+            part.setVisible(wanted and width >= 0)
 
     def show_curve(self, times_s: Sequence[float], fluences_e_per_A2: Sequence[float]) -> None:
         """Show the fluence of the area against the time since the card began to look."""

@@ -192,7 +192,7 @@ class ImagePane(QFrame):
         table: npt.NDArray[np.uint8],
         highest: str,
     ) -> None:
-        """Lay a picture (H, W, 4) over a frame of ``shape``, or None; its colours end at ``highest``."""
+        """Lay a picture (H, W, 4) over a frame, or None; its colours end at ``highest``."""
         self._map.setVisible(picture is not None)
         self._overlay.map_highest = highest if picture is not None else ""
         if picture is not None:

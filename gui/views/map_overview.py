@@ -73,8 +73,10 @@ class MapOverview(QWidget):
         painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
         painter.drawImage(on_screen(self._map_nm), image)
         painter.setBrush(Qt.BrushStyle.NoBrush)
-        painter.setPen(QPen(QColor("white"), 1.5))
-        painter.drawRect(on_screen(self._field_nm))
+        # White within black: seen on every colour.
+        for colour, px in (("black", 3.5), ("white", 1.5)):
+            painter.setPen(QPen(QColor(colour), px))
+            painter.drawRect(on_screen(self._field_nm))
         self._draw_bar(painter, scale)
 
     def _draw_bar(self, painter: QPainter, px_per_nm: float) -> None:

@@ -318,10 +318,11 @@ class AreaField(QLineEdit):
 
     def _leave(self) -> None:
         wanted = self.text().strip()
+        before, self._shown = self._shown, wanted
         self.setModified(False)
-        # Letter keys are shortcuts again as soon as a name was entered.
+        # Letter keys are shortcuts again as soon as a name was entered. It ends here once more.
         self.clearFocus()
-        if wanted != self._shown:
+        if wanted != before:
             self.edited.emit(wanted)
 
 

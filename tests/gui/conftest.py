@@ -18,11 +18,13 @@ from PySide6.QtWidgets import QApplication
 from tem_live.account import Cost
 from tem_live.drivers.protocols import CameraCapabilities
 from tem_live.errors import DisconnectedError, RefusedError
+from tem_live.fluence_map import FluenceMap, Place
 from tem_live.gui import theme
 from tem_live.gui.app import Workers, build
 from tem_live.gui.models.settings import SettingsStore
 from tem_live.gui.singletons import make_immortal
 from tem_live.gui.views.main_window import MainWindow
+from tem_live.ledger import check_area
 from tem_live.state import Frame, FrameInfo, LoopState, RunStats, SessionState
 from tem_live.watch import WatchState
 
@@ -91,6 +93,9 @@ class FakeSession:
         self.calls: list[str] = []
         self.closed = False
         self.run_error = None
+        self.modes = ("search", "record")
+        self.place = Place(0.0, 0.0, 25.6, 25.6)
+        self.map = FluenceMap(0.2)
         self.blank_calls = 0
         self.frame_id = 0
         self.total = 0.0
@@ -147,6 +152,24 @@ class FakeSession:
         self.calls.append("close")
         self._set(running=False, blanked=True, recording=None)
         self.closed = True
+
+    @property
+    def area(self):
+        return self.state.area
+
+    @area.setter
+    def area(self, name):
+        if name is not None:
+            check_area(name)
+        self._set(area=name)
+
+    def use_mode(self, name):
+        self.hold.wait(20)
+        self.calls.append(f"mode {name}")
+        self._set(mode=name, magnification=50_000.0)
+
+    def fluence_map(self, most_bytes=None):
+        return SimpleNamespace(map=self.map, unplaced_e_per_A2=0.0)
 
     def record(self, path):
         self.calls.append(f"record {path}")

@@ -205,7 +205,8 @@ def test_keys_do_what_the_help_says(rig, qtbot):
         ("T", "spectrum"),
         ("L", "profile"),
         ("S", "shared_levels"),
-        ("M", "rolling_mean"),
+        ("M", "fluence_map"),
+        ("N", "rolling_mean"),
     ):
         qtbot.keyClick(window, key)
         assert getattr(view, switch), key
@@ -392,7 +393,9 @@ def clipped(window):
 
 
 @pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)])
-@pytest.mark.parametrize("deck", [(), ("spectrum", "profile"), ("dose",)])
+@pytest.mark.parametrize(
+    "deck", [(), ("spectrum", "profile"), ("dose",), ("profile", "dose", "fluence_map")]
+)
 def test_nothing_is_clipped(make_rig, make_session, qtbot, size, deck):
     session = make_session(blanked=True)
     session.budget_e_per_A2 = 12345.0
