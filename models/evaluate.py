@@ -352,15 +352,19 @@ def evaluate_pair(methods: dict[str, Method], a: Array, b: Array) -> dict[str, d
     ``error_e2`` is mean((r(a) - b)^2) - mean((a - b)^2) / 2, which estimates the error of r(a) for
     independent noise; ``below_gaussian_e2`` is how far it lies under that of the best Gaussian;
     ``texture`` is the standard deviation of r - Gaussian(r, 8 px) over empty film, over the mean;
-    NaN where no film is found.
+    NaN where no film is found. The error has two parts: ``varies_e2``, half the mean of
+    (r(a) - r(b))^2, is what the noise of the one frame does; ``common_e2``, the mean of
+    (a - r(a)) (b - r(b)), is what both lack, be it detail or a pattern that the camera adds to both
+    (``common_se_e2``: its standard error, from blocks of 32 px).
     """
     film = empty_film(a, b)
     common = 0.5 * scores.mse(a, b)
 
     def figures(restore: Method) -> dict[str, float]:
         error, texture, bias = [], [], []
-        for x, y in ((a, b), (b, a)):
-            r = restore(x)
+        both = [np.asarray(restore(x), dtype=np.float32) for x in (a, b)]
+        lacking = (a - both[0]).astype(np.float64) * (b - both[1])
+        for x, y, r in ((a, b, both[0]), (b, a, both[1])):
             error.append(scores.mse(y, r) - common)
             detail = r - ndimage.gaussian_filter(r, 8.0)
             texture.append(float(detail[film].std()) / float(x.mean()) if film.any() else math.nan)
@@ -369,6 +373,9 @@ def evaluate_pair(methods: dict[str, Method], a: Array, b: Array) -> dict[str, d
             "error_e2": float(np.mean(error)),
             "texture": float(np.mean(texture)),
             "bias": float(np.mean(bias)),
+            "varies_e2": 0.5 * scores.mse(*both),
+            "common_e2": float(lacking.mean()),
+            "common_se_e2": _standard_error(lacking),
         }
 
     out: dict[str, dict[str, float]] = {"raw": figures(lambda x: x)}
@@ -382,6 +389,14 @@ def evaluate_pair(methods: dict[str, Method], a: Array, b: Array) -> dict[str, d
         row["below_gaussian_e2"] = out["gaussian"]["error_e2"] - row["error_e2"]
     out["raw"]["empty_film_fraction"] = float(film.mean())
     return out
+
+
+def _standard_error(image: npt.NDArray[np.float64], block_px: int = 32) -> float:
+    """Of an image's mean, from the means of blocks; NaN where there are fewer than two."""
+    rows, columns = (side // block_px for side in image.shape)
+    whole = image[: rows * block_px, : columns * block_px]
+    means = whole.reshape(rows, block_px, columns, block_px).mean(axis=(1, 3)).ravel()
+    return float(means.std(ddof=1)) / math.sqrt(means.size) if means.size > 1 else math.nan
 
 
 def load_references(folder: Path) -> dict[str, Array]:
@@ -650,6 +665,8 @@ def tables(report: dict[str, Any]) -> list[list[dict[str, str]]]:
             "method": name,
             "error e-²": text(row["error_e2"], ".3f"),
             "under Gaussian": text(row["below_gaussian_e2"], ".3f"),
+            "varies": text(row["varies_e2"], ".3f"),
+            "common": f"{text(row['common_e2'], '.3f')} ± {text(row['common_se_e2'], '.3f')}",
             "texture": text(row["texture"], ".3f"),
             "bias": text(row["bias"], "+.4f"),
         }

@@ -224,6 +224,27 @@ def test_pairs_that_cannot_be_compared(
     assert says in err
 
 
+def test_parts_of_the_error_of_a_pair() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.indices((256, 256))
+    scene = 5.0 + 0.5 * np.sign(np.sin(x / 2.0) * np.sin(y / 2.0))
+    a, b = (rng.poisson(scene).astype(np.float32) for _ in range(2))
+    methods = {
+        "even": lambda f: np.full_like(f, f.mean()),
+        "noisy": lambda f: (scene + 0.2 * (f - scene)).astype(np.float32),
+    }
+    found = evaluate.evaluate_pair(methods, a, b)
+    for row in found.values():
+        assert row["error_e2"] == pytest.approx(row["varies_e2"] + row["common_e2"], abs=1e-4)
+    # An even image lacks the detail, and nothing of it depends on the noise.
+    lost = float(scene.var())
+    assert abs(found["even"]["common_e2"] - lost) < 4.0 * found["even"]["common_se_e2"]
+    assert 0.005 < found["even"]["common_se_e2"] < 0.05
+    assert found["even"]["varies_e2"] < 1e-3
+    assert found["noisy"]["varies_e2"] == pytest.approx(0.04 * 5.0, rel=0.05)
+    assert abs(found["noisy"]["common_e2"]) < 0.05
+
+
 def test_a_pair_without_empty_film_has_no_texture(invoke: Invoke, tmp_path: Path) -> None:
     import tifffile
 
