@@ -175,9 +175,10 @@ def fit(
             use_distributed_sampler=False,
         )
         trainer.fit(module, datamodule=data)
-    if trainer.is_global_zero:
-        write_weights(folder, recipe, module.average, module.step)
-    return folder / f"{recipe.name}.safetensors"
+    if not trainer.is_global_zero:
+        # Lightning started this process for one more device; the first one tells and publishes.
+        raise SystemExit(0)
+    return write_weights(folder, recipe, module.average, module.step)
 
 
 def _parallel(recipe: Recipe) -> str:
