@@ -10,6 +10,7 @@ from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from tem_live.gui.models.quantities import DOSE_PX
 from tem_live.gui.theme import GRID, PALETTE, text_font
+from tem_live.gui.views.widgets import ElidedLabel
 
 
 def _style_axis(axis: object) -> None:
@@ -28,10 +29,10 @@ class Card(QFrame):
         box.setContentsMargins(12, GRID, 12, GRID)
         box.setSpacing(4)
         self.head = QHBoxLayout()
-        self.title = QLabel(title)
+        # Shortened rather than that it keeps the other cards from their place.
+        self.title = ElidedLabel(title)
         self.title.setObjectName("panelTitle")
-        self.head.addWidget(self.title)
-        self.head.addStretch()
+        self.head.addWidget(self.title, 1)
         box.addLayout(self.head)
         self.plot = pg.PlotWidget(background=PALETTE.panel)
         self.plot.setFrameShape(QFrame.Shape.NoFrame)
@@ -151,7 +152,7 @@ class Deck(QWidget):
         is_mean: bool,
     ) -> None:
         """Show the spectra of both panes; see `SpectrumView.show_spectrum`."""
-        self.raw_spectrum.title.setText(f"Power spectrum · {'mean' if is_mean else 'raw'}")
+        self.raw_spectrum.title.set_full(f"Power spectrum · {'mean' if is_mean else 'raw'}")
         self.raw_spectrum.show_spectrum(raw, nyquist_per_nm)
         self.restored_spectrum.show_spectrum(restored, nyquist_per_nm)
 
