@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from tem_live.drivers import native
 from tem_live.drivers.device_camera import DeviceCamera, Fetched
@@ -120,15 +120,13 @@ FAMILY = Family(
 )
 
 
-class AndorOptions(BaseModel):
-    """Fields of the profile's ``[camera]`` table for Andor.
+class AndorOptions(native.LibraryOptions):
+    """Fields of the profile's ``[camera]`` table, besides those of `native.LibraryOptions`.
 
     Attributes
     ----------
     index : int
         Which of the cameras that SDK3 finds, from 0.
-    library : str or None
-        The library's file, where it is not in Andor's folder.
     buffer_frames : int
         How many buffers are queued.
     count_by_clock : bool
@@ -137,19 +135,12 @@ class AndorOptions(BaseModel):
     properties : dict
         SDK3 features to set when it is opened, by SDK3's names, such as
         ``SimplePreAmpGainControl = "16-bit (low noise & high well capacity)"``.
-    reply_timeout_s : float
-        How long the library may take for a call in the course of a run, in seconds, before it is
-        given up.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     index: int = Field(default=0, ge=0)
-    library: str | None = None
     buffer_frames: int = Field(default=16, ge=2, le=4096)
     count_by_clock: bool = True
     properties: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    reply_timeout_s: float = Field(default=5.0, gt=0, le=600)
 
 
 class AndorCamera(DeviceCamera):

@@ -61,7 +61,7 @@ class DEColumnOptions(BaseModel):
 
     host: str = "127.0.0.1"
     soap_port: int = Field(default=5002, ge=1, le=65535)
-    reply_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
     move_timeout_s: float = Field(default=60.0, gt=0, le=600)
     highest_spot_size: int = Field(default=5, ge=1, le=20)
     blanker_latency_s: float = Field(default=0.0, ge=0, le=5)

@@ -112,7 +112,7 @@ class DectrisOptions(BaseModel):
     stream: Literal["legacy", "cbor"] = "legacy"
     trigger_mode: Literal["ints", "exts", "exte"] = "ints"
     keep_settings: bool = False
-    reply_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
     arm_timeout_s: float = Field(default=30.0, gt=0, le=600)
     properties: dict[str, bool | int | float | str] = Field(default_factory=dict)
 

@@ -74,7 +74,7 @@ class DirectElectronOptions(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(default=13240, ge=1, le=65535)
-    reply_timeout_s: float = Field(default=10.0, gt=0, le=600)
+    reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
     properties: dict[str, str | int | float] = Field(default_factory=dict)
 
 

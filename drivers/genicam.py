@@ -88,7 +88,7 @@ class GenICamOptions(BaseModel):
         Address or name of this computer's network interface (gige); "" for all.
     packet_bytes : int or None
         Size of the packets (gige) to set; None leaves it.
-    buffers : int
+    buffer_frames : int
         Images that can be held while none is fetched.
     pixel_format : str
         PFNC name, such as Mono16; "" keeps what is set, or takes the deepest monochrome one.
@@ -111,7 +111,7 @@ class GenICamOptions(BaseModel):
     device: str = ""
     interface: str = ""
     packet_bytes: int | None = Field(default=None, ge=576, le=65535)
-    buffers: int = Field(default=16, ge=3, le=1024)
+    buffer_frames: int = Field(default=16, ge=3, le=1024)
     pixel_format: str = ""
     gain: float | None = Field(default=None, allow_inf_nan=False)
     trigger: Literal["internal", "external"] = "internal"
@@ -305,7 +305,7 @@ class GenICamCamera:
         if options.route == "gentl":
             from tem_live.drivers.genicam_gentl import GenTL
 
-            return GenTL(options.producer, options.device, options.buffers)
+            return GenTL(options.producer, options.device, options.buffer_frames)
         from tem_live.drivers.genicam_viva import Viva
 
         return Viva(
@@ -313,7 +313,7 @@ class GenICamCamera:
             options.device,
             options.interface,
             options.packet_bytes,
-            options.buffers,
+            options.buffer_frames,
         )
 
     def _prepare(self, link: Link) -> None:

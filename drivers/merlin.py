@@ -88,7 +88,7 @@ class MerlinOptions(BaseModel):
     data_port: int = Field(default=6342, ge=1, le=65535)
     trigger: Literal["internal", "soft", "external"] = "internal"
     counter_depth: Literal[1, 6, 12, 24] | None = None
-    reply_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
     properties: dict[str, str | int | float] = Field(default_factory=dict)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.errors import NotConnectedError
 
@@ -23,6 +24,24 @@ Prototypes = Mapping[str, tuple[Any, Sequence[Any]]]
 
 Loader = Callable[[], Any]
 """Gives the library, an object with its functions as attributes."""
+
+
+class LibraryOptions(BaseModel):
+    """Fields of the profile's ``[camera]`` table that all cameras of makers' libraries have.
+
+    Attributes
+    ----------
+    library : str or None
+        The library's file, where it is in none of the usual places.
+    reply_timeout_s : float
+        How long the library may take for a call in the course of a run, in seconds, before it is
+        given up.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    library: str | None = None
+    reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
 
 
 def loader(

@@ -103,7 +103,7 @@ class PycromanagerOptions(BaseModel):
     camera: str | None = None
     properties: dict[str, str | int | float] = Field(default_factory=dict)
     take_over: bool = False
-    reply_timeout_s: float = Field(default=5.0, gt=0, le=600, allow_inf_nan=False)
+    reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
     micromanager_path: str | None = None
     config_file: str = "MMConfig_demo.cfg"
     buffer_MB: int = Field(default=256, ge=16, le=65536)

@@ -53,7 +53,7 @@ class PyJemOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     route: Literal["online", "offline"] = "online"
-    reply_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
 
 
 class PyJemLink:

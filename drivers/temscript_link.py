@@ -48,7 +48,7 @@ class TemscriptOptions(BaseModel):
     route: Literal["local", "remote", "null"] = "local"
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=1, le=65535)
-    reply_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
 
 
 class TemscriptLink:

@@ -85,7 +85,7 @@ class TvipsOptions(BaseModel):
     configuration: str | None = None
     folder: str = Field(default="tem_live", min_length=1)
     correction: Literal["none", "dark", "gain"] = "none"
-    reply_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
 
 
 class TvipsCamera(DeviceCamera):

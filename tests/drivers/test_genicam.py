@@ -78,7 +78,7 @@ class TestViky(CameraConformance):
 
     def make_camera(self) -> GenICamCamera:
         # Each of its buffers has 10 MB.
-        return GenICamCamera(GenICamOptions(producer=self.path, device=VIKY, buffers=4))
+        return GenICamCamera(GenICamOptions(producer=self.path, device=VIKY, buffer_frames=4))
 
 
 @pytest.mark.peer

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tem_live.drivers import hamamatsu
+from tem_live.drivers import dcam_api
 from tem_live.drivers.hamamatsu import HamamatsuCamera, HamamatsuOptions
 from tem_live.drivers.protocols import CameraSettings
 from tem_live.errors import (
@@ -56,15 +56,15 @@ class TestHamamatsu(CameraConformance):
 def test_structures_are_as_long_as_the_headers_say() -> None:
     # Of 64-bit DCAM; computed with the C compiler from the structures of dcamapi4.h.
     sizes = {
-        hamamatsu.DcamInit: 32,
-        hamamatsu.DcamOpen: 16,
-        hamamatsu.DcamString: 24,
-        hamamatsu.DcamAttribute: 88,
-        hamamatsu.DcamValueText: 32,
-        hamamatsu.DcamFrame: 64,
-        hamamatsu.DcamWaitOpen: 24,
-        hamamatsu.DcamWait: 16,
-        hamamatsu.DcamTransfer: 16,
+        dcam_api.DcamInit: 32,
+        dcam_api.DcamOpen: 16,
+        dcam_api.DcamString: 24,
+        dcam_api.DcamAttribute: 88,
+        dcam_api.DcamValueText: 32,
+        dcam_api.DcamFrame: 64,
+        dcam_api.DcamWaitOpen: 24,
+        dcam_api.DcamWait: 16,
+        dcam_api.DcamTransfer: 16,
     }
     assert {kind.__name__: ctypes.sizeof(kind) for kind in sizes} == {
         kind.__name__: size for kind, size in sizes.items()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tem_live.drivers import pco
+from tem_live.drivers import pco_api
 from tem_live.drivers.pco import PcoCamera, PcoOptions
 from tem_live.drivers.protocols import CameraSettings
 from tem_live.errors import (
@@ -56,11 +56,11 @@ class TestPco(CameraConformance):
 
 def test_structures_are_as_long_as_the_headers_say() -> None:
     # Computed with the C compiler from the structures of SC2_SDKStructures.h and SC2_common.h.
-    assert ctypes.sizeof(pco.PcoDescription) == 436
-    assert ctypes.sizeof(pco.PcoMetadata) == 69
-    assert pco.PcoDescription.dwMinExposureDESC.offset == 192
-    assert pco.PcoDescription.dwGeneralCapsDESC1.offset == 244
-    assert pco.PcoMetadata.wIMAGE_SIZE_X.offset == 30
+    assert ctypes.sizeof(pco_api.PcoDescription) == 436
+    assert ctypes.sizeof(pco_api.PcoMetadata) == 69
+    assert pco_api.PcoDescription.dwMinExposureDESC.offset == 192
+    assert pco_api.PcoDescription.dwGeneralCapsDESC1.offset == 244
+    assert pco_api.PcoMetadata.wIMAGE_SIZE_X.offset == 30
 
 
 @pytest.mark.parametrize("first", [1, 41])

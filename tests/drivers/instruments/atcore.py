@@ -243,7 +243,8 @@ class Atcore:
     def advance(self) -> None:
         """Fill what was queued with what has been exposed since."""
         exposures = self.sensor.exposures()
-        for exposure in range(self.seen, exposures):
+        # The library stops there.
+        for exposure in range(self.seen, exposures) if not self.overflowed else ():
             if exposure in self.sensor.lost:
                 continue
             if not self.queue:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tem_live.drivers import hamamatsu as driver
+from tem_live.drivers import dcam_api as driver
 from tests.drivers.instruments.sdk import Library, Sensor
 
 SUCCESS = 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tem_live.drivers import pco as driver
+from tem_live.drivers import pco_api as driver
 from tests.drivers.instruments.sdk import Library, Sensor
 
 # With the bits of the device that real errors have in between.

@@ -51,5 +51,7 @@ class Twin:
     def camera(self, **options: Any) -> DirectElectronCamera:
         """A camera of it, not open yet."""
         return DirectElectronCamera(
-            DirectElectronOptions.model_validate({"port": self.port, "properties": RAW, **options})
+            DirectElectronOptions.model_validate(
+                {"port": self.port, "properties": RAW, "reply_timeout_s": 10, **options}
+            )
         )
