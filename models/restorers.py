@@ -49,6 +49,10 @@ _WEIGHTS = Path(__file__).parent / "weights"
 
 # Below this many electrons per pixel (less than any training dose) the frame is binned first.
 _LEAST_DOSE = 0.2
+# What is left of a pixel by so many times the noise is a defect or a hit; in frames of fewer pixels
+# than this the noise is not known well enough to say so.
+_HIT, _MOST_HITS = 12.0, 0.01
+_LEAST_PIXELS = 64 * 64
 # Frames with a mean beyond this are restored at a smaller scale.
 _LARGEST = 1e15
 # Frames of more pixels than this are restored in tiles, to bound the memory.
@@ -157,9 +161,10 @@ class Restorer(ABC):
 
         Notes
         -----
-        The mean of each frame is kept (finite pixels only). Non-finite pixels are replaced by the
-        mean around them before anything else, so that they do not spread. A constant frame comes
-        back as it is; one without a finite pixel comes back as zeros.
+        The mean of each frame is kept, that of its finite pixels and, by networks, of those that
+        hold no hit: what a hot pixel or an X-ray left belongs to no other pixel. Non-finite pixels
+        are replaced by the mean around them before anything else, so that they do not spread. A
+        constant frame comes back as it is; one without a finite pixel comes back as zeros.
         """
         import torch
 
@@ -230,6 +235,27 @@ class _GaussianRestorer(Restorer):
         blurred = functional.conv2d(blurred, kernel[None, None, None, :])
         blurred = functional.conv2d(blurred, kernel[None, None, :, None])[0, 0, :height, :width]
         torch.add(blurred, mean - blurred.mean(), out=out)
+
+
+def _mean_without_hits(residual: torch.Tensor, image: torch.Tensor, level: float) -> float:
+    """Mean of raw - restored, less what no noise explains: hot pixels and X-ray hits.
+
+    The restorer has taken them out, and what they held belongs to no other pixel. All arguments
+    are in units of the noise; `level` is the mean of the frame, above which `image` is counted.
+    """
+    import torch
+
+    size = residual.abs()
+    if residual.numel() < _LEAST_PIXELS or float(size.max()) < _HIT:
+        return float(residual.mean())
+    # Bright places are noisier than the mean: at the most as those of a Poisson frame.
+    brightness = (1.0 + image / level).clamp_min_(1.0) if level > 0.0 else torch.ones_like(image)
+    hits = size > _HIT * brightness.sqrt_()
+    count = int(hits.sum())
+    if count > _MOST_HITS * residual.numel():
+        # So many are no defects: the noise is not what it seems.
+        return float(residual.mean())
+    return float(residual.masked_fill(hits, 0.0).sum()) / (residual.numel() - count)
 
 
 class _NetworkRestorer(Restorer):
@@ -343,11 +369,13 @@ class _NetworkRestorer(Restorer):
         else:
             restored = self._run(blocks, vector, *parts[1:])
         image = _image(restored)[:height, :width]
-        periodic = bragg_part((rest - mean) / sigma - image)
+        residual = (rest - mean) / sigma - image
+        periodic = bragg_part(residual)
         if periodic is not None:
             image = image + periodic
-        shift = mean - sigma * float(image.mean())
-        torch.add(torch.tensor(shift, device=out.device), image, alpha=sigma, out=out)
+            residual = residual - periodic
+        left = _mean_without_hits(residual, image, mean / sigma)
+        torch.add(torch.tensor(mean + sigma * left, device=out.device), image, alpha=sigma, out=out)
         if lattice is not None:
             out += lattice
 

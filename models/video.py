@@ -110,7 +110,8 @@ class VideoRestorer(Restorer):
         most = float(count.median())
         even = single + (count / most).sqrt_().clamp_max_(1.0) * (average - single)
         restored = self._spatial.restore(even) if most > 1.0 else single
-        restored = restored + (mean - float(restored.mean()))
+        # That of the frame, as the spatial restorer sees it: without hits.
+        restored = restored + (single.mean() - restored.mean())
         self._past = _Past(average, count, restored)
         out.copy_(restored)
 

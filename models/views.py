@@ -67,6 +67,9 @@ class ViewsRestorer(Restorer):
             view = _continued(view, top, left)
             restored = torch.rot90(self._single.restore(view)[top:, left:], -turns)
             total += restored.flip(1) if mirrored else restored
+            if (turns, mirrored, top, left) == VIEWS[0]:
+                # The frame itself; hits that the restorer found in it are not in this mean.
+                mean = float(restored.mean())
         total /= len(VIEWS)
         torch.add(total, mean - float(total.mean()), out=out)
 
