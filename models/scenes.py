@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-__all__ = ["GENERATORS", "random_scene", "scene_bank"]
+__all__ = ["GENERATORS", "random_scene"]
 
 Array = npt.NDArray[np.float32]
 Rng = np.random.Generator
@@ -473,11 +473,3 @@ def random_scene(rng: Rng, size: int = 256) -> Array:
     if not np.isfinite(mean) or mean < 1e-3:
         return np.ones((size, size), dtype=np.float32)
     return np.asarray(np.minimum(image / mean, 60.0), dtype=np.float32)
-
-
-def scene_bank(count: int, size: int, seed: int) -> npt.NDArray[np.float16]:
-    """Generate `count` scenes, float16 (count, size, size); the same for the same seed."""
-    bank = np.empty((count, size, size), dtype=np.float16)
-    for i in range(count):
-        bank[i] = random_scene(np.random.default_rng([seed, i]), size)
-    return bank

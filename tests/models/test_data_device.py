@@ -11,6 +11,7 @@ from tem_live.models import cameras, data_device, scenes
 from tem_live.models.cameras import Camera
 from tem_live.models.data_scan import ScanBatches, least_blur_error
 from tem_live.models.training import DataRecipe
+from tests.models.test_training import scene_bank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -119,7 +120,7 @@ def test_gaussian_error_equals_that_of_numpy() -> None:
 
 @pytest.fixture(scope="module")
 def bank() -> npt.NDArray[np.float16]:
-    return scenes.scene_bank(6, 96, 1)
+    return scene_bank(6, 96, 1)
 
 
 RECIPE = DataRecipe(scenes=6, scene_px=96, crops_px=(32, 64), batch_px=16384)

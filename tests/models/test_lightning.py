@@ -12,7 +12,7 @@ import torch
 
 from tem_live.errors import InputError
 from tem_live.models import data_scenes, load_restorer, publish, training
-from tests.models.test_training import RECIPE
+from tests.models.test_training import RECIPE, scene_bank
 
 pytest.importorskip("lightning")
 
@@ -206,8 +206,6 @@ def test_scan_families_train(tmp_path: Path) -> None:
 
 
 def test_scenes_are_the_same_on_one_core_and_on_two(tmp_path: Path) -> None:
-    from tem_live.models.scenes import scene_bank
-
     recipe = training.load_recipe(write_recipe(tmp_path, **{"scenes = 4": "scenes = 40"}))
     expected = scene_bank(40, 64, 3)
     for processes in (1, 2):

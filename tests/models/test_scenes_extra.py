@@ -10,7 +10,7 @@ import pytest
 
 from tem_live.errors import InputError
 from tem_live.models import data_scenes, scenes, scenes_extra, training
-from tests.models.test_training import RECIPE
+from tests.models.test_training import RECIPE, scene_bank
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -84,7 +84,7 @@ def test_recipe_with_cells(tmp_path: Path) -> None:
     expected = scenes_extra.recipe_scene(np.random.default_rng([3, 2]), 64, {"cells": 1.0})
     np.testing.assert_array_equal(bank[2], expected.astype(np.float16))
     plain = np.load(data_scenes.scene_file(recipe(tmp_path, ""), tmp_path, processes=1))
-    np.testing.assert_array_equal(plain, scenes.scene_bank(4, 64, 3))
+    np.testing.assert_array_equal(plain, scene_bank(4, 64, 3))
 
 
 @pytest.mark.parametrize(
