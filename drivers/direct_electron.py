@@ -349,7 +349,8 @@ class DirectElectronCamera:
             if status != MovieBufferStatus.TIMEOUT:
                 raise DisconnectedError(
                     f"DE-Server at {self._options.host}:{self._options.port} sends no frames any "
-                    f"more ({status.name.lower()}); start it and reconnect"
+                    f"more ({status.name.lower()}); was it set up anew by another program? See "
+                    "that it runs, and reconnect"
                 )
             if time.monotonic() >= deadline:
                 raise DeviceTimeoutError(f"no frame within {timeout_s:g} s")

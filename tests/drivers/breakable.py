@@ -22,7 +22,7 @@ import pytest
 
 from tem_live import session as session_module
 from tem_live.drivers import native
-from tem_live.drivers.protocols import Camera
+from tem_live.drivers.protocols import Camera, CameraSettings
 from tests.drivers.instruments.atcore import Atcore
 from tests.drivers.instruments.dcam import Dcam
 from tests.drivers.instruments.pco_sdk import PcoSdk
@@ -340,6 +340,9 @@ def thermo_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
         held.wait(20)
         return picture(0)
 
+    def taken() -> Pixels:
+        raise RuntimeError("the camera is in use by another application")
+
     def end() -> None:
         held.set()
         if now:
@@ -368,6 +371,7 @@ def thermo_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
                 "truncated": (answers_with(Torn), "temscript-server"),
                 "garbage": (answers_with(Garbage), "temscript-server"),
                 "another program": (sends(lambda: picture(0)[:32, :32].copy()), "another program"),
+                "in use": (sends(taken), "camera is in use"),
             },
             mend,
             picture,
@@ -400,13 +404,15 @@ def tvips_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
         rows, columns = np.indices((HEIGHT, WIDTH))
         return 1000 * number + 10 * rows + columns - 5
 
-    failing = ComError(0x800706BA, "RPC server is unavailable")
+    gone = ComError(0x800706BA, "RPC server is unavailable")
+    # HRESULT_FROM_WIN32(ERROR_BUSY), winerror.h.
+    taken = ComError(0x800700AA, "The requested resource is in use")
     try:
         yield Peer(
             "tvips",
             {},
             {
-                "killed": (lambda: setattr(emmenu, "failing", failing), "EMMENU is gone"),
+                "killed": (lambda: setattr(emmenu, "failing", gone), "EMMENU is gone"),
                 "stalled": (spoils(stall), "does not answer"),
                 "wrong size": (spoils(lambda pixels: pixels[1:]), "47x64"),
                 "garbage": (spoils(lambda pixels: pixels[0]), "EMMENU"),
@@ -414,6 +420,7 @@ def tvips_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
                     lambda: setattr(emmenu.configuration, "DimensionX", WIDTH // 2),
                     "another program",
                 ),
+                "in use": (lambda: setattr(emmenu, "failing", taken), "is in use"),
             },
             mend,
             picture,
@@ -454,6 +461,9 @@ def jeol_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
         "truncated": (spoils(lambda data: data[:99]), "99 bytes"),
         "garbage": (spoils(lambda data: None), "PyJEM answers otherwise"),
         "another program": (spoils(lambda data: data[: len(data) // 4]), "another program"),
+        "in use": (
+            lambda: setattr(fake, "failing", RuntimeError("TVCAM_U is in use")), "is in use",
+        ),
     }  # fmt: skip
     mend()
     stuck.clear()
@@ -532,6 +542,13 @@ def direct_electron_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
             proxy.end()
             proxy.begin()
 
+        def another_program() -> None:
+            other = twin.camera()
+            other.open()
+            other.configure(CameraSettings(0.05, roi=(0, 0, 64, 64)))
+            other.start()
+            other.close()
+
         yield Peer(
             "de-twin",
             {
@@ -544,6 +561,7 @@ def direct_electron_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
                 "stalled": (fails("stalled"), "DE-Server"),
                 "truncated": (fails("truncated"), "DE-Server"),
                 "garbage": (fails("garbage"), "DE-Server"),
+                "another program": (another_program, "another program"),
             },
             mend,
             exposure_s=0.02,
@@ -599,6 +617,9 @@ def pycromanager_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     finally:
         server.kill()
 
+
+MARKS = {"thermo": [pytest.mark.filterwarnings("ignore::ResourceWarning")]}
+"""See `tests.drivers.servers.temscript.LEAVES_OPEN`."""
 
 PEERS: dict[str, Make] = {
     "mm": mm_peer,

@@ -116,6 +116,22 @@ def test_size_that_was_changed_meanwhile(camera: JeolCamera, fake: PyJem) -> Non
         camera.configure(CameraSettings(0.01))
 
 
+def test_what_pyjem_refuses_changes_nothing(
+    camera: JeolCamera, fake: PyJem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = camera.configure(CameraSettings(0.05))
+
+    def refuse(value: float) -> None:
+        raise ValueError("exposure time out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake, "set_exposuretime_value", refuse)
+        with pytest.raises(RefusedError, match="exposure time out of range"):
+            camera.configure(CameraSettings(90.0))
+    assert camera.configure(CameraSettings(0.05)) == before
+    assert read_one(camera).shape == (HEIGHT, WIDTH)
+
+
 def test_wrong_size_is_named(camera: JeolCamera, fake: PyJem) -> None:
     fake.sent = fake.sent[1:]
     with pytest.raises(DisconnectedError, match="6142 bytes"):

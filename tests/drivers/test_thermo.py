@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import subprocess
 import sys
@@ -37,10 +38,11 @@ from tem_live.errors import (
 )
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.reading import read_on, read_one
-from tests.drivers.servers.temscript import Microscope, SmallMicroscope
+from tests.drivers.servers.temscript import LEAVES_OPEN, Microscope, SmallMicroscope
 
 temscript = pytest.importorskip("temscript", reason="temscript is not installed")
 
+pytestmark = LEAVES_OPEN
 REPLY_S = 2.0
 
 
@@ -54,6 +56,7 @@ def running() -> Iterator[Microscope]:
 @pytest.fixture
 def microscope(running: Microscope) -> Iterator[Microscope]:
     yield running
+    gc.collect()
     running.itself.pretend = None
     SmallMicroscope.__init__(running.itself)
 
@@ -125,6 +128,23 @@ def test_settings_are_those_of_the_microscope(camera: ThermoCamera, microscope: 
     told = microscope.itself.get_camera_param("CCD")
     assert (told["binning"], told["exposure(s)"]) == (4, 0.05)
     assert (state.binning, state.exposure_s, state.frame_shape) == (4, 0.05, (16, 16))
+
+
+def test_what_the_microscope_refuses_changes_nothing(
+    camera: ThermoCamera, microscope: Microscope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = camera.configure(CameraSettings(0.05))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("exposure time out of range")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(microscope.itself, "set_camera_param", refuse)
+        with pytest.raises(RefusedError, match="exposure time out of range") as caught:
+            camera.configure(CameraSettings(90.0))
+        assert "\n" not in str(caught.value)
+    assert camera.configure(CameraSettings(0.05)) == before
+    assert read_one(camera).shape == (64, 64)
 
 
 @pytest.mark.parametrize(

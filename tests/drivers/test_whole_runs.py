@@ -21,7 +21,7 @@ from tem_live import session as session_module
 from tem_live.errors import NotConnectedError
 from tem_live.recording import read_recording
 from tem_live.session import Session, open_session
-from tests.drivers.breakable import PEERS, Peer
+from tests.drivers.breakable import MARKS, PEERS, Peer
 from tests.tem_live.fakes import FakeColumn
 
 FAULTS = [
@@ -32,6 +32,7 @@ FAULTS = [
     "truncated",
     "garbage",
     "another program",
+    "in use",
 ]
 AMPLE_S = 30.0
 
@@ -44,7 +45,7 @@ def column(monkeypatch: pytest.MonkeyPatch) -> FakeColumn:
     return column
 
 
-@pytest.fixture(params=PEERS)
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, [])) for name in PEERS])
 def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     before = the_programs()
     with PEERS[request.param](request) as peer:

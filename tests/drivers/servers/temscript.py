@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,10 @@ import numpy.typing as npt
 import pytest
 
 temscript = pytest.importorskip("temscript", reason="temscript is not installed")
+
+
+LEAVES_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning")
+"""temscript's client leaves the answers open that refuse something, until they are collected."""
 
 
 class SmallMicroscope(temscript.NullMicroscope):  # type: ignore[misc]
@@ -53,3 +58,4 @@ class Microscope:
         self.server.shutdown()
         self.thread.join()
         self.server.server_close()
+        gc.collect()
