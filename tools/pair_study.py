@@ -57,7 +57,7 @@ def weights(parts: list[tuple[Matrix, Matrix]]) -> Matrix:
     """Least squares over several (features, wanted)."""
     left = sum(x.T @ x for x, _ in parts)
     right = sum(x.T @ y for x, y in parts)
-    found: Matrix = np.linalg.lstsq(left, right, rcond=1e-10)[0]
+    found = np.asarray(np.linalg.lstsq(left, right, rcond=1e-10)[0], dtype=np.float64)
     return found
 
 
