@@ -237,8 +237,8 @@ class _GaussianRestorer(Restorer):
         torch.add(blurred, mean - blurred.mean(), out=out)
 
 
-def _mean_without_hits(residual: torch.Tensor, image: torch.Tensor, level: float) -> float:
-    """Mean of raw - restored, less what no noise explains: hot pixels and X-ray hits.
+def _hits(residual: torch.Tensor, image: torch.Tensor, level: float) -> torch.Tensor | None:
+    """Pixels that no noise explains: hot ones and X-ray hits; None where there are none.
 
     The restorer has taken them out, and what they held belongs to no other pixel. All arguments
     are in units of the noise; `level` is the mean of the frame, above which `image` is counted.
@@ -247,15 +247,12 @@ def _mean_without_hits(residual: torch.Tensor, image: torch.Tensor, level: float
 
     size = residual.abs()
     if residual.numel() < _LEAST_PIXELS or float(size.max()) < _HIT:
-        return float(residual.mean())
+        return None
     # Bright places are noisier than the mean: at the most as those of a Poisson frame.
     brightness = (1.0 + image / level).clamp_min_(1.0) if level > 0.0 else torch.ones_like(image)
     hits = size > _HIT * brightness.sqrt_()
-    count = int(hits.sum())
-    if count > _MOST_HITS * residual.numel():
-        # So many are no defects: the noise is not what it seems.
-        return float(residual.mean())
-    return float(residual.masked_fill(hits, 0.0).sum()) / (residual.numel() - count)
+    # So many are no defects: the noise is not what it seems.
+    return hits if 0 < int(hits.sum()) < _MOST_HITS * residual.numel() else None
 
 
 class _NetworkRestorer(Restorer):
@@ -323,6 +320,7 @@ class _NetworkRestorer(Restorer):
     def _restore_finite(self, frame: torch.Tensor, mean: float, out: torch.Tensor) -> None:
         import torch
 
+        from tem_live.models.areas import area_part
         from tem_live.models.spectrum import bragg_part, lattice_part
         from tem_live.models.waves import lattice_waves
 
@@ -374,8 +372,17 @@ class _NetworkRestorer(Restorer):
         if periodic is not None:
             image = image + periodic
             residual = residual - periodic
-        left = _mean_without_hits(residual, image, mean / sigma)
-        torch.add(torch.tensor(mean + sigma * left, device=out.device), image, alpha=sigma, out=out)
+        pixels = residual.numel()
+        hits = _hits(residual, image, mean / sigma)
+        if hits is not None:
+            residual = residual.masked_fill(hits, 0.0)
+            pixels -= int(hits.sum())
+        uneven = area_part(residual)
+        if uneven is not None:
+            image = image + uneven
+            residual = residual - uneven
+        level = mean + sigma * float(residual.sum()) / pixels
+        torch.add(torch.tensor(level, device=out.device), image, alpha=sigma, out=out)
         if lattice is not None:
             out += lattice
 
