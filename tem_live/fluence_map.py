@@ -32,8 +32,8 @@ CELLS_PER_FIELD = 64
 TILE = 64
 """Cells along the side of a tile, the unit in which the grid grows."""
 
-MOST_TILES = 1024
-"""Tiles in memory (32 MiB). What needs more is kept in cells of twice the size."""
+MOST_TILES = 256
+"""Tiles in memory (8 MiB). What needs more is kept in cells of twice the size."""
 
 RECENT = 512
 """Bookings that a place which is found out later can still be given to."""
@@ -212,9 +212,19 @@ class FluenceMap:
         np.maximum(values, 0.0, out=values)
         return values, (first * cell, first_row * cell, last * cell, last_row * cell)
 
-    def highest(self, box: tuple[float, float, float, float]) -> float:
-        """Highest fluence of a cell that a box in nm touches, in e-/A^2."""
-        return float(self.window(box)[0].max(initial=0.0))
+    def highest(self, box: tuple[float, float, float, float] | None = None) -> float:
+        """Highest fluence in e-/A^2 of a cell that a box in nm touches; by default of all."""
+        highest = 0.0
+        for (row, column), tile in self._tiles.items():
+            part = tile
+            if box is not None:
+                left, top, right, bottom = (edge / self.cell_nm for edge in box)
+                y, x = row * TILE, column * TILE
+                rows = slice(max(math.floor(top) - y, 0), max(math.ceil(bottom) - y, 0))
+                columns = slice(max(math.floor(left) - x, 0), max(math.ceil(right) - x, 0))
+                part = tile[rows, columns]
+            highest = max(highest, float(part.max(initial=0.0)))
+        return highest
 
     def whole(self, most_cells: int) -> tuple[Grid, tuple[float, float, float, float]] | None:
         """All of it as one array, in larger cells where a side had more than ``most_cells``.
@@ -224,17 +234,20 @@ class FluenceMap:
         (values, box) or None
             As `window`; means over the larger cells. None where nothing was booked.
         """
-        found: FluenceMap = self
-        while True:
-            box = found.bounds()
-            if box is None:
-                return None
-            if max(box[2] - box[0], box[3] - box[1]) / found.cell_nm <= most_cells:
-                return found.window(box)
+        box = self.bounds()
+        return None if box is None else self.part(box, most_cells)
+
+    def part(
+        self, box: tuple[float, float, float, float], most_cells: int
+    ) -> tuple[Grid, tuple[float, float, float, float]]:
+        """As `window`, in larger cells where a side of the box had more than ``most_cells``."""
+        found = self
+        while max(box[2] - box[0], box[3] - box[1]) / found.cell_nm > most_cells:
             if found is self:
                 found = FluenceMap(self.cell_nm)
                 found._tiles = self._tiles
             found._coarsen()
+        return found.window(box)
 
     def _missing(self, place: Place) -> int:
         """Tiles that would have to be made for a place, not more than one over the most."""
@@ -482,7 +495,7 @@ def export_map(out: Path, area: str | None, folder: Path | None = None) -> dict[
         )
     read = LedgerMap(area, folder, None if area is not None else files[-1])
     read.update()
-    found = None if read.map is None else read.map.whole(8192)
+    found = None if read.map is None else read.map.whole(4096)
     if found is None:
         raise InputError(
             "nothing in this ledger was booked at a known place, so there is no map; the pixel size"

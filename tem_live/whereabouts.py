@@ -123,7 +123,7 @@ class Whereabouts:
                         self._known_until = self._next_frame()
                 self._drift_when_asked = self._drift_nm
                 self._shift_nm = self._shift_nm if shift is None else shift
-                self._radius_nm = radius
+                self._radius_nm = self._radius_nm if radius is None else radius
                 self._tell(None)
         if self._thread is None and (self._parts.stage or self._parts.beam_shift):
             self._thread = threading.Thread(

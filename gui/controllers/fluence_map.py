@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 18
 """Of the ledger that are read for one look."""
 MOST_COLOUR = 205
+REST = 4.0
+"""Times as long as the last look took until the next: the worker prepares the frames too."""
 
 
 class MapController:
@@ -43,6 +46,8 @@ class MapController:
         Worker that reads and paints.
     colour_table : callable
         Colour map by name, (256, 3) uint8.
+    now : callable
+        ``time.monotonic``.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class MapController:
         state: ViewState,
         runner: Runner,
         colour_table: Callable[[str], Picture | None],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pane = pane
         self._card = card
@@ -64,6 +70,8 @@ class MapController:
             table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
         # Up to orange: what is nearly white would hide the frame.
         self._table: Picture = table[np.linspace(0, MOST_COLOUR, 256).astype(int)]
+        self._now = now
+        self._due_s = 0.0
         self._broken: str | None = None
         hub.opened.connect(self._on_opened)
         hub.gone.connect(self._forget)
@@ -75,11 +83,19 @@ class MapController:
         session, state = self._hub.session, self._state
         if session is None or self._runner.busy("map"):
             return
-        if not (state.fluence_map or state.dose):
+        if not (state.fluence_map or state.dose) or self._now() < self._due_s:
             return
         table = self._table
 
         def work() -> _Answer:
+            began_s = self._now()
+            try:
+                return look()
+            finally:
+                ended_s = self._now()
+                self._due_s = ended_s + REST * (ended_s - began_s)
+
+        def look() -> _Answer:
             shape, place = session.state.frame_shape, session.place
             if place is None:
                 return None, None, shape

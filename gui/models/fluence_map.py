@@ -71,13 +71,12 @@ def map_pictures(read: LedgerMap, place: Place, table: Picture) -> MapPictures:
     whole = None if found is None else found.whole(OVERVIEW_CELLS)
     if found is None or whole is None:
         return MapPictures(0.0, 0.0, read.unplaced_e_per_A2, None, None, field, field)
-    values, box = found.window(place.box)
+    values, box = found.part(place.box, 2 * OVERLAY_SIDE)
     overview, overview_box = whole
-    # Cells of the overview may be means of some; the colours' end is that of the finest.
-    bounds = found.bounds() or box
-    highest = max(found.highest(bounds), 1e-12)
+    # The cells that are shown may be means of some; the figures are those of the finest.
+    highest = max(found.highest(), 1e-12)
     return MapPictures(
-        here_e_per_A2=float(values.max(initial=0.0)),
+        here_e_per_A2=found.highest(place.box),
         highest_e_per_A2=highest,
         unplaced_e_per_A2=read.unplaced_e_per_A2,
         overlay=_painted(_sampled(values, box, place.box), highest, table, OVERLAY_ALPHA),

@@ -88,3 +88,33 @@ def test_screenshot_of_the_simulator(qtbot, tmp_path):
 def test_unknown_profile_ends_a_screenshot_with_its_line(qtbot, tmp_path, capsys):
     assert run_gui("simm", screenshot=tmp_path / "a.png", frames=1) == 2
     assert "no profile named 'simm', did you mean 'sim'?" in capsys.readouterr().err
+
+
+def test_modes_area_and_map_from_the_window(live, qtbot):
+    window, session = live.window, live.hub.session
+    blanked_meanwhile = []
+    column = session._column
+    change = column.set_magnification
+
+    def set_magnification(magnification):
+        blanked_meanwhile.append(column.blanked)
+        return change(magnification)
+
+    column.set_magnification = set_magnification
+    window.top.modes["search"].click()
+    qtbot.waitUntil(lambda: window.top.modes["search"].isChecked(), timeout=20_000)
+    assert session.mode == "search"
+    assert session.state.binning == 2
+    assert blanked_meanwhile == [True]
+    qtbot.waitUntil(lambda: session.blanked is False)
+    window.beam.area.setFocus()
+    qtbot.keyClicks(window.beam.area, "square5")
+    qtbot.keyClick(window.beam.area, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: session.area == "square5")
+    window.dose.budget_edited.emit(5000.0)
+    qtbot.waitUntil(lambda: window.beam.left.text().endswith(" left"), timeout=20_000)
+    live.cockpit.display.toggle("fluence_map")
+    live.cockpit.display.toggle("dose")
+    qtbot.waitUntil(window.raw._map.isVisible, timeout=20_000)
+    qtbot.waitUntil(lambda: window.dose.here.text().startswith("at most"))
+    assert window.raw._overlay.map_highest.endswith("e⁻/Å²")

@@ -92,8 +92,12 @@ def test_the_whole_map_comes_in_larger_cells_where_it_is_large():
     assert max(values.shape) <= 128
     cell = (box[2] - box[0]) / values.shape[1]
     assert values.sum() * cell**2 == pytest.approx(64**2 * 6.0)
+    assert max(made.part((-1e6, -1e6, 1e6, 1e6), 300)[0].shape) <= 301
     # The map itself stays as it is.
     assert made.cell_nm == 1.0
+    assert made.highest() == 4.0
+    assert made.highest((880.0, 0.0, 1e9, 1.0)) == 2.0
+    assert made.highest((100.0, 0.0, 800.0, 1.0)) == 0.0
 
 
 # ---------------------------------------------------------------------------------- the ledger
