@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +69,8 @@ class ModelCard(BaseModel):
         What it assumes of the pixel size.
     noise : str
         Cameras seen in training.
+    gain : str
+        What it assumes of the camera's counts per electron.
     parameters : int
         Trained numbers.
     gmac_512 : float
@@ -104,6 +107,7 @@ class ModelCard(BaseModel):
     doses_e_per_px: tuple[float, float] | None = None
     pixel_sizes: str = "any"
     noise: str = ""
+    gain: str = "any: frames are in electrons, counts were divided by the counts per electron"
     parameters: int = 0
     gmac_512: float = 0.0
     receptive_field_px: int | None = None
@@ -115,6 +119,18 @@ class ModelCard(BaseModel):
     sha256: str | None = None
     licence: str = "BSD-3-Clause"
     limits: tuple[str, ...] = ()
+
+    def unseen_dose(self, dose_e_per_px: float) -> str | None:
+        """What to tell of frames of a dose that was not trained on; None of others."""
+        if self.doses_e_per_px is None or not math.isfinite(dose_e_per_px):
+            return None
+        low, high = self.doses_e_per_px
+        if low <= dose_e_per_px <= high:
+            return None
+        return (
+            f"{dose_e_per_px:.3g} e-/px lies beyond the {low:g} to {high:g} e-/px that {self.name} "
+            "was trained on"
+        )
 
 
 def sha256_of(path: Path) -> str:

@@ -189,9 +189,10 @@ def _restore(
                 "the file states no gain: its values were taken as electrons (1 count per "
                 "electron); give --counts-per-electron if they are counts"
             )
+        doses: list[float] = []
         write_frames(
             target,
-            _restored(movie, restorer, gain, offset, progress, source.name),
+            _restored(movie, restorer, gain, offset, progress, source.name, doses),
             movie.shape,
             pixel_size_nm=movie.pixel_size_nm,
             frame_interval_s=movie.frame_interval_s,
@@ -208,6 +209,9 @@ def _restore(
             },
             overwrite=overwrite,
         )
+        card = getattr(restorer, "card", None)
+        unseen = card.unseen_dose(float(np.mean(doses))) if card is not None and doses else None
+        notes += [unseen] if unseen is not None else []
         return Result(
             source,
             target,
@@ -237,10 +241,13 @@ def _restored(
     offset: float,
     progress: Callable[[int, int, str], None] | None,
     name: str,
+    doses: list[float],
 ) -> Iterator[npt.NDArray[np.float32]]:
+    """Restored frames one by one; the mean of each raw one is added to `doses`."""
     for index in range(len(movie)):
         # In double: integers of 32 bits less an offset do not fit into float32.
         electrons = ((movie.frame(index) - np.float64(offset)) / gain).astype(np.float32)
+        doses.append(float(electrons.mean(dtype=np.float64)))
         yield np.asarray(restorer.restore(electrons), dtype=np.float32)
         if progress is not None:
             progress(index + 1, len(movie), name)

@@ -9,6 +9,7 @@ import tifffile
 
 from tem_live.errors import InputError
 from tem_live.files import open_movie
+from tem_live.models import ModelCard
 from tem_live.recording import Recorder
 from tem_live.restore_files import restore_files
 
@@ -91,6 +92,21 @@ def test_a_gain_that_nobody_knows_is_said_to_be_assumed(source: Path, tmp_path: 
     assert len(result.notes) == 1
     assert "--counts-per-electron" in result.notes[0]
     np.testing.assert_array_equal(frames_of(tmp_path / "out.npy"), FRAMES * 2.0)
+
+
+@pytest.mark.parametrize(("counts_per_electron", "told"), [(10.0, False), (1e12, True)])
+def test_a_dose_beyond_those_of_the_training_is_told(
+    source: Path, tmp_path: Path, counts_per_electron: float, told: bool
+) -> None:
+    class Carded(Doubling):
+        card = ModelCard(name="mine", title="", doses_e_per_px=(0.1, 1e4))
+
+    (result,) = restore_files(
+        [source], tmp_path / "out.npy", Carded(), counts_per_electron=counts_per_electron
+    )
+    assert ["0.1 to 10000 e-/px that mine was trained on" in note for note in result.notes] == (
+        [True] if told else []
+    )
 
 
 def test_what_was_restored_is_in_electrons(source: Path, tmp_path: Path) -> None:
