@@ -73,7 +73,8 @@ FAMILY = Family(
     install='pip install "tem-live[dectris]"',
     # LiberTEM-live's simulator answers on port 8910.
     reach=lambda fields: _answers(fields) or _answers({"port": 8910}),
-    start="switch the detector on and set camera.host in a profile 'dectris' of your own",
+    start="switch the detector on and set camera.host in a profile 'dectris' of your own; without "
+    "one: libertem-live-dectris-sim RECORDING --port 8910",
     tested_against="LiberTEM-live 0.3.0's simulator (legacy stream); no camera hardware",
 )
 

@@ -56,7 +56,8 @@ _TRIGGER_START = {"internal": "0", "external": "1", "soft": "5"}
 FAMILY = Family(
     "merlin",
     reach=lambda fields: listens(fields, port=6341),
-    start="start Merlin's software and set camera.host in a profile 'merlin' of your own",
+    start="start Merlin's software and set camera.host in a profile 'merlin' of your own; without "
+    "one: libertem-live-mib-sim FILE.hdr --host 127.0.0.1",
     tested_against="LiberTEM-live 0.3.0's simulator; no camera hardware",
 )
 

@@ -163,9 +163,10 @@ FAMILY = Family(
     "thermo",
     packages=("temscript",),
     install=INSTALL,
-    reach=_answers,
+    # Or a server on this computer, such as temscript's simulated microscope.
+    reach=lambda fields: _answers(fields) or _answers({"route": "remote"}),
     start="start the microscope's software, or set camera.route, camera.host and camera.port in a "
-    "profile 'thermo' of your own",
+    "profile 'thermo' of your own; without a microscope: temscript-server --null --host 127.0.0.1",
     tested_against="temscript 2.1.0's server and simulated microscope; no hardware",
 )
 

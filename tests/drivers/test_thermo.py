@@ -27,7 +27,7 @@ from tem_live.drivers.protocols import (
     SpotSize,
     Stage,
 )
-from tem_live.drivers.temscript_link import TemscriptOptions
+from tem_live.drivers.temscript_link import FAMILY, TemscriptOptions
 from tem_live.drivers.thermo import ThermoCamera, ThermoOptions
 from tem_live.drivers.thermo_column import ThermoColumn, ThermoColumnOptions, ThermoScreen
 from tem_live.errors import (
@@ -373,3 +373,12 @@ def test_screen_current(microscope: Microscope) -> None:
         screen.close()
     with pytest.raises(NotConnectedError):
         screen.read_current()
+
+
+def test_doctor_sees_a_server_come_and_go() -> None:
+    assert FAMILY.reach is not None
+    microscope = Microscope()
+    fields = {"route": "remote", "port": microscope.port}
+    assert FAMILY.reach(fields)
+    microscope.end()
+    assert not FAMILY.reach(fields)
