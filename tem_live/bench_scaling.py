@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from tem_live.paths import check_target
+
 LONGEST_S = 4.0
 """Repeats of one measurement end after this."""
 MOST_REPEATS = 15
@@ -172,7 +174,11 @@ _COLOURS = {
 
 
 def draw(measured: dict[str, Any], path: Path) -> Path:
-    """Write a plot of processor time per pixel against size as SVG, both axes logarithmic."""
+    """Write a plot of processor time per pixel against size as SVG, both axes logarithmic.
+
+    Raises `InputError` where it cannot be written.
+    """
+    check_target(path)
     costs: list[Cost] = measured["costs"]
     sizes = [cost["size"] for cost in costs]
     lines = {

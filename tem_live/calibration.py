@@ -21,6 +21,7 @@ import platformdirs
 
 from tem_live.drivers.protocols import Roi
 from tem_live.errors import CalibrationError
+from tem_live.paths import check_target
 
 Kind = Literal["dark", "gain"]
 
@@ -59,7 +60,16 @@ class Reference:
     taken: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
 
     def save(self, path: Path) -> Path:
-        """Write to an .npz file (arrays and JSON only), replacing an older one whole."""
+        """Write to an .npz file (arrays and JSON only), replacing an older one whole.
+
+        Raises
+        ------
+        InputError
+            There is something else than a file at ``path``, or its folder cannot be written to.
+        CalibrationError
+            The disk is full or broken.
+        """
+        check_target(path)
         meta = {
             "kind": self.kind,
             "frames": self.frames,
@@ -68,11 +78,13 @@ class Reference:
             "roi": self.roi,
             "taken": self.taken,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
-            np.savez_compressed(file, image=self.image, meta=np.array(json.dumps(meta)))
-        part.replace(path)
+        try:
+            with part.open("wb") as file:
+                np.savez_compressed(file, image=self.image, meta=np.array(json.dumps(meta)))
+            part.replace(path)
+        except OSError as error:
+            raise CalibrationError(f"{path} cannot be written: {error.strerror}") from None
         return path
 
     @classmethod

@@ -7,17 +7,20 @@ that ``--help`` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import signal
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
 from tem_live.errors import InputError, TemLiveError
-from tem_live.paths import numbered
+from tem_live.paths import check_target, numbered
 from tem_live.threads import let_threads_sleep, switch_quickly
 
 if TYPE_CHECKING:
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from tem_live.state import RunStats
 
 HEADLESS_FRAMES = 60
+
+LARGEST_SIDE = 16384
+"""Frames of `bench` in pixels: larger ones than any camera's would not fit into the memory."""
 
 Number = TypeVar("Number", int, float)
 
@@ -92,6 +98,8 @@ def gui(
     """Open the cockpit."""
     from tem_live.gui.app import run_gui
 
+    if frames < 1:
+        raise InputError(f"--frames {frames}: show 1 frame or more")
     overrides = _overrides(set_, model)
     if screenshot is None and not _has_display():
         # The same session, to be looked at afterwards.
@@ -149,7 +157,8 @@ def run(
         overrides.append(f"dose.area={json.dumps(area)}")
     loaded = _load(profile, overrides)
     progress = None if json_ else _progress
-    figures = acquire(loaded, frames, seconds, out, progress, fidelity, target_resolution, mode)
+    with _ended_in_order():
+        figures = acquire(loaded, frames, seconds, out, progress, fidelity, target_resolution, mode)
     reason = figures["stop_reason"] or ""
     _print(figures, json_)
     if reason.startswith("error: "):
@@ -246,13 +255,17 @@ def bench(
     except ValueError:
         raise InputError(f"--sizes {sizes}: give whole numbers, as in 256,512,1024") from None
     for side in (size, *many):
-        if side < 16:
-            raise InputError(f"--size {side}: give 16 pixels or more")
+        if not 16 <= side <= LARGEST_SIDE:
+            raise InputError(f"--size {side}: give 16 to {LARGEST_SIDE} pixels")
+    if sizes is not None and not many:
+        raise InputError("--sizes: give whole numbers, as in 256,512,1024")
     if plot is not None and not many:
         raise InputError("--plot needs --sizes, as in --sizes 256,512,1024")
     if many:
         from tem_live.bench_scaling import cost_by_size, draw
 
+        if plot is not None:
+            check_target(plot)
         measured = cost_by_size(many, device, model)
         if plot is not None:
             draw(measured, plot)
@@ -611,11 +624,13 @@ def calibrate_dose(
     from tem_live import dose_calibration as calibration
     from tem_live.session import Session
 
-    if beam_area_nm2 is not None and not beam_area_nm2 > 0:
+    if beam_area_nm2 is not None and not 0 < beam_area_nm2 < math.inf:
         raise InputError(f"--beam-area-nm2 {beam_area_nm2:g}: give a positive area in nm²")
     source = next((s for s in calibration.SOURCES if s == use), None)
     if use is not None and source is None:
         raise InputError(f"--use {use}: one of {', '.join(calibration.SOURCES)}")
+    if out is not None:
+        check_target(out)
     with Session(_load(profile, _overrides(set_, "none"))) as session:
         found = calibration.calibrate_dose(
             session,
@@ -702,6 +717,11 @@ def main() -> None:
     except KeyboardInterrupt:
         _complain("interrupted")
         sys.exit(130)
+    except OSError as error:
+        # What every reader and writer looks for itself, met in a place where none was expected.
+        where = "" if error.filename is None else f"{error.filename}: "
+        _complain(f"{where}{error.strerror or error}")
+        sys.exit(3)
     except Exception as error:
         # Wrong options: click's own exceptions carry their text and status.
         message, status = getattr(error, "format_message", None), getattr(error, "exit_code", None)
@@ -710,6 +730,18 @@ def main() -> None:
         _complain(f"{message()} (--help tells the options)")
         sys.exit(status)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Whoever ends the program by its id, or by closing its terminal, means what Ctrl+C means."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _has_display() -> bool:

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tem_live.dose import dose_rate_per_A2_from_current, per_A2, per_pixel
 from tem_live.errors import CalibrationError, InputError, RefusedError
+from tem_live.paths import check_target
 
 if TYPE_CHECKING:
     from tem_live.session import Session
@@ -121,7 +122,8 @@ class DoseCalibration(BaseModel):
         return self.rate_e_per_A2_s
 
     def save(self, path: Path) -> Path:
-        """Write it as JSON, replacing an older one whole. Raises `CalibrationError`."""
+        """Write it as JSON, replacing an older one whole. Raises `InputError`."""
+        check_target(path)
         partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,8 +198,17 @@ def calibrate_dose(
     DeviceError
         A device failed.
     """
-    from tem_live.photon_transfer import estimate_gain, noise_points
+    from tem_live.photon_transfer import check_excess_noise, estimate_gain, noise_points
 
+    # What cannot come to anything is refused before the specimen pays for it.
+    if excess_noise is not None:
+        check_excess_noise(excess_noise)
+    if beam_area_nm2 is not None and not 0 < beam_area_nm2 < math.inf:
+        raise InputError(f"an illuminated area of {beam_area_nm2:g} nm² is none")
+    if vacuum and not session.state.pixel_size_nm:
+        raise RefusedError("the pixel size is unknown; set camera.pixel_size_nm")
+    if use is not None:
+        _check_source(use, _sources(session, vacuum, beam_area_nm2))
     # What an earlier calibration said must not find its way into this one.
     session.use_dose_calibration(None)
     before = session.state
@@ -245,13 +256,11 @@ def calibrate_dose(
         if area_nm2 is not None:
             rates["current"] = dose_rate_per_A2_from_current(current_A, area_nm2)
     if vacuum:
-        if not before.pixel_size_nm:
-            raise RefusedError("the pixel size is unknown; set camera.pixel_size_nm")
+        assert before.pixel_size_nm, "looked at above"
         e_per_px_s = statistics.fmean(vacuum_counts_per_s) / found.counts_per_electron
         rates["vacuum"] = per_A2(e_per_px_s, before.pixel_size_nm)
-    if use is not None and use not in rates:
-        there = ", ".join(rates) or "none"
-        raise InputError(f"there is no dose rate from '{use}'; there is {there}")
+    if use is not None:
+        _check_source(use, list(rates))
     return DoseCalibration(
         profile=session.profile.name,
         taken=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -293,6 +302,25 @@ def as_rows(calibration: DoseCalibration) -> list[dict[str, object]]:
         }
         for source, rate in calibration.rates_e_per_A2_s.items()
     ]
+
+
+def _sources(session: Session, vacuum: bool, beam_area_nm2: float | None) -> list[RateSource]:
+    """Where a dose rate can come from, as far as that is known before anything is measured."""
+    area_nm2 = session.beam_area_nm2 if beam_area_nm2 is None else beam_area_nm2
+    monitored = session.profile.beam_monitor.driver != "none"
+    there: dict[RateSource, bool] = {
+        "column": session.dose_rate is not None,
+        "current": monitored and area_nm2 is not None,
+        "vacuum": vacuum,
+    }
+    return [source for source, is_there in there.items() if is_there]
+
+
+def _check_source(use: RateSource, there: Sequence[RateSource]) -> None:
+    if use not in there:
+        raise InputError(
+            f"there is no dose rate from '{use}'; there is {', '.join(there) or 'none'}"
+        )
 
 
 def _set_dose(

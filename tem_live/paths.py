@@ -1,8 +1,32 @@
-"""Names for what is written."""
+"""Names for what is written, and whether it can be."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from tem_live.errors import InputError
+
+
+def check_target(path: Path) -> Path:
+    """A path to which a file can be written; its folder is made.
+
+    To be asked before what the file is going to hold has cost anything.
+
+    Raises
+    ------
+    InputError
+        A folder or a device is there, or the folder around it cannot be made or written to.
+    """
+    try:
+        if not path.name or (path.exists() and not path.is_file()):
+            raise InputError(f"{path} is not a file; give the path of one")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path} cannot be written: permission denied")
+    return path
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> Path:

@@ -36,6 +36,9 @@ __all__ = ["GainEstimate", "NoisePoint", "estimate_gain", "noise_points"]
 Plane = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
+MOST_EXCESS_NOISE = 100.0
+"""Above it, the signal of an electron would spread ten times as far as it is high."""
+
 MOST_CLIPPED = 0.001
 """Share of pixels at the floor above which a frame is refused, unless it is to be corrected."""
 
@@ -241,6 +244,16 @@ def noise_points(
     return found
 
 
+def check_excess_noise(excess_noise: float) -> float:
+    """The factor as it was given. Raises `CalibrationError` for one that no camera has."""
+    if not 1 <= excess_noise <= MOST_EXCESS_NOISE:
+        raise CalibrationError(
+            f"excess noise {excess_noise:g} is impossible: it is 1 + (relative spread)², "
+            f"1 to {MOST_EXCESS_NOISE:g}"
+        )
+    return excess_noise
+
+
 def estimate_gain(
     points: Sequence[NoisePoint],
     *,
@@ -271,10 +284,8 @@ def estimate_gain(
         There is no point with beam, the doses are too close to each other to fit a line, or the
         noise does not grow with the mean.
     """
-    if excess_noise is not None and not (np.isfinite(excess_noise) and excess_noise >= 1):
-        raise CalibrationError(
-            f"excess noise {excess_noise:g} is impossible: it is 1 + (relative spread)², 1 or more"
-        )
+    if excess_noise is not None:
+        check_excess_noise(excess_noise)
     lit = [point for point in points if not point.dark]
     if not lit:
         raise CalibrationError("photon transfer needs at least one pair of frames with beam")

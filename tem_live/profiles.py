@@ -85,8 +85,8 @@ class CameraProfile(_Open):
     exposure_s: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     binning: int = Field(default=1, ge=1)
     roi: tuple[int, int, int, int] | None = None
-    pixel_size_nm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    counts_per_electron: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    pixel_size_nm: float | None = Field(default=None, ge=1e-6, le=1e9)
+    counts_per_electron: float | None = Field(default=None, ge=1e-9, le=1e9)
     offset_counts: float | None = Field(default=None, allow_inf_nan=False)
     timeout_s: float = Field(default=5.0, gt=0, le=3600)
     overflow: Literal["stop", "count"] = "stop"
@@ -227,7 +227,7 @@ class ModeProfile(_Strict):
     magnification: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     spot_size: int | None = Field(default=None, ge=1)
     dose_rate_e_per_px_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    beam_shift_nm: tuple[float, float] | None = None
+    beam_shift_nm: tuple[FiniteFloat, FiniteFloat] | None = None
     exposure_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     binning: int | None = Field(default=None, ge=1)
 
@@ -250,7 +250,8 @@ class PipelineProfile(_Strict):
 class Profile(_Strict):
     """One instrument. See the classes of its tables for the fields."""
 
-    name: str
+    # It is part of the names of recordings and calibrations.
+    name: str = Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=100)
     title: str = ""
     description: str = ""
     camera: CameraProfile
@@ -333,13 +334,13 @@ def _find(name: str) -> tuple[str, str]:
     path = Path(name)
     if path.suffix == ".toml" or "/" in name or "\\" in name:
         return _read(path), str(path)
-    own = user_folder() / f"{name}.toml"
-    if own.is_file():
-        return _read(own), str(own)
-    shipped = resources.files("tem_live.config") / f"{name}.toml"
-    if name and shipped.is_file():
-        return shipped.read_text(encoding="utf-8"), f"{name}.toml"
     known = profile_names()
+    if name in known:
+        own = user_folder() / f"{name}.toml"
+        if own.is_file():
+            return _read(own), str(own)
+        shipped = resources.files("tem_live.config") / f"{name}.toml"
+        return shipped.read_text(encoding="utf-8"), f"{name}.toml"
     raise ProfileError(
         f"no profile named '{name}'{_closest(name, known)} (or give the path of a .toml file)"
     )

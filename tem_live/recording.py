@@ -190,6 +190,7 @@ class Recorder:
             allow_nan=False,
         )
         try:
+            segment.must_be_there()
             segment.raw.write(index, raw)
             segment.append(line.encode() + b"\n")
         except OSError as error:
@@ -256,6 +257,7 @@ class Recorder:
         failure: OSError | None = None
         for segment in self._segments:
             try:
+                segment.must_be_there()
                 segment.close()
             except OSError as error:
                 failure = failure or error
@@ -281,6 +283,11 @@ class Recorder:
 
     def _error(self, error: OSError) -> RecordingError:
         self._failed = True
+        if isinstance(error, FileNotFoundError):
+            return RecordingError(
+                f"the recording {self.path} was removed or moved while it was written; record to "
+                "another path"
+            )
         kept = f"{self.frames} frames are kept in {self.path}"
         if error.errno in _FULL:
             return RecordingError(f"disk full: {kept}; make room, or record to another disk")
@@ -308,6 +315,13 @@ class _Segment:
         # group makes zarr warn whoever lists it.
         self._lines = (self.raw.folder / _LINES).open("ab", buffering=0)
         _lock(self._lines.fileno())
+
+    def must_be_there(self) -> None:
+        """Raise `FileNotFoundError` where somebody has removed it; nobody else would notice."""
+        gone = self._lines.closed or os.fstat(self._lines.fileno()).st_nlink == 0
+        if gone or not self.raw.is_there:
+            self._lines.close()
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.raw.folder))
 
     def restored_plane(self, root: zarr.Group) -> _Plane:
         # Made with the first restored frame: a run without a restorer has no empty image.
@@ -359,7 +373,14 @@ class _Plane:
         )
         self._dtype = dtype
         self.folder = _folder(root) / name / _ARRAY
+        self._chunks = self.folder / self._array.metadata.encode_chunk_key((0, 0, 0)).split("/")[0]
+        self._chunks.mkdir(exist_ok=True)
         self._blosc = Blosc(**_BLOSC)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether what tells zarr of the array still stands."""
+        return (self.folder / "zarr.json").exists()
 
     def write(self, index: int, frame: npt.NDArray[Any]) -> None:
         height, width = self._array.shape[1:]
@@ -372,6 +393,9 @@ class _Plane:
             self.resize(self._array.shape[0] + max(_BLOCK, self._array.shape[0] // 4))
         data = self._blosc.encode(np.ascontiguousarray(frame, dtype=self._dtype))
         target = self.folder / self._array.metadata.encode_chunk_key((index, 0, 0))
+        for folder in (target.parent.parent, target.parent):
+            # Without its parents: a recording that was removed does not come back in parts.
+            folder.mkdir(exist_ok=True)
         write_whole(target, data, _checksum(data))
 
     def resize(self, frames: int) -> None:
@@ -460,12 +484,7 @@ def write_whole(target: Path, *parts: bytes) -> None:
     """
     part = target.with_name(target.name + _PART)
     try:
-        try:
-            file = part.open("wb", buffering=0)
-        except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file = part.open("wb", buffering=0)
-        with file:
+        with part.open("wb", buffering=0) as file:
             for data in parts:
                 left = memoryview(data)
                 while left:

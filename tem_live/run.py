@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -82,7 +83,7 @@ def run(
         raise InputError("say how long to run: --frames N or --seconds S")
     if frames is not None and frames < 1:
         raise InputError(f"--frames {frames}: a run takes 1 frame or more")
-    if seconds is not None and not seconds > 0:
+    if seconds is not None and not 0 < seconds < math.inf:
         raise InputError(f"--seconds {seconds:g}: give a positive number of seconds")
     sampler = _Sampler(max(1, (frames or 200) // SCORED_FRAMES), [])
     with Session(profile) as session:
@@ -114,8 +115,11 @@ def run(
 
 
 def _target(out: Path, profile: Profile) -> Path:
-    if out.suffix != ".zarr" and (out.is_dir() or not out.exists()):
-        return numbered(out, profile.name, ".zarr")
+    try:
+        if out.suffix != ".zarr" and (out.is_dir() or not out.exists()):
+            return numbered(out, profile.name, ".zarr")
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from None
     return out
 
 

@@ -58,6 +58,7 @@ from tem_live.fluence_map import LedgerMap, Place
 from tem_live.frames import Backend, FrameRing, open_backend
 from tem_live.instrument import make_beam_monitor, make_camera, make_column
 from tem_live.ledger import Ledger
+from tem_live.paths import check_target
 from tem_live.pipeline import Acquisition, Beam, Processor, Stream, Taken, Writer, take_all
 from tem_live.profiles import Profile, load_profile
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
@@ -1030,6 +1031,8 @@ class Session:
 
         Raises
         ------
+        InputError
+            It cannot be kept there.
         CalibrationError
             The frames do not make a reference.
         DeviceError
@@ -1037,6 +1040,7 @@ class Session:
         """
         if frames < 2:
             raise CalibrationError(f"{frames} frame(s) make no reference; take at least 2")
+        target = check_target(path or default_path(self.profile.name, kind))
         since = self._emergencies
         was_running = self._acquisition.running
         if was_running:
@@ -1050,7 +1054,7 @@ class Session:
             image = mean.astype(np.float32)
         state = stream.state
         reference = Reference(kind, image, frames, state.exposure_s, state.binning, state.roi)
-        saved = reference.save(path or default_path(self.profile.name, kind))
+        saved = reference.save(target)
         self._references_taken[kind] = reference
         self._acquisition.call(lambda: self._configure(self._settings)).result()
         self._tell("info", f"{kind} reference of {frames} frames saved to {saved}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import subprocess
 import sys
@@ -13,11 +14,17 @@ from typing import Any
 
 import pytest
 
-from tem_live import cli
+from tem_live import cli, ledger
 from tem_live.ledger import area_folder, summarise
+from tem_live.recording import read_recording
+from tem_live.session import Session
 
 Invoke = Callable[..., tuple[int, str, str]]
 
+GAUSS = [
+    *("--set", "camera.sensor_height_px=64", "--set", "camera.sensor_width_px=64"),
+    *("--set", "restorer.model=gaussian"),
+]
 QUICK = [
     *("--set", "camera.sensor_height_px=64", "--set", "camera.sensor_width_px=64"),
     *("--set", "camera.exposure_s=0.005", "--set", "restorer.model=none"),
@@ -112,16 +119,81 @@ def test_dose_is_calibrated_kept_and_used(invoke: Invoke):
         (("run", "--frames", "1", "--area", ".."), "cannot name a specimen area"),
         (("calibrate", "dose", "--use", "hope"), "one of column, current, vacuum"),
         (("calibrate", "dose", "--beam-area-nm2", "-1"), "positive area"),
+        (("calibrate", "dose", "--beam-area-nm2", "inf"), "positive area"),
+        (("calibrate", "dose", "--excess-noise", "0.5", *QUICK), "excess noise 0.5 is impossible"),
+        (("calibrate", "dose", "--excess-noise", "nan", *QUICK), "excess noise nan is impossible"),
+        (("calibrate", "dose", "--use", "vacuum", *QUICK), "no dose rate from 'vacuum'"),
+        (("calibrate", "dose", "--use", "current", *QUICK), "no dose rate from 'current'"),
+        (("calibrate", "dose", "--out", "."), "is not a file"),
+        (("calibrate", "dark", "--out", ".", *QUICK), "is not a file"),
+        (("run", "--frames", "1", "--budget", "nan"), "budget_e_per_A2"),
+        (("run", "--frames", "1", "--budget", "-5"), "budget_e_per_A2"),
+        (("run", "--frames", "1", "--budget", "5 e-"), "should be a valid number"),
+        (("run", "--frames", "1", "--target-resolution", "0"), "give a positive figure"),
+        (("run", "--frames", "1", "--target-resolution", "inf", *GAUSS), "give a positive figure"),
+        (("run", "--frames", "1", "--mode", "nap", *QUICK), "there is no mode 'nap'"),
+        (("run", "--seconds", "inf"), "positive number of seconds"),
+        (("run", "--frames", "1", "--area", "ä/ö"), "cannot name a specimen area"),
+        (("run", "--frames", "1", "--profile", "x" * 300), "no profile named"),
+        (("run", "--frames", "1", "--out", "x" * 300, *QUICK), "name too long"),
+        (("run", "--frames", "1", "--set", "name=../x"), "'name' ="),
+        (("run", "--frames", "1", "--set", "camera.pixel_size_nm=1e308"), "camera.pixel_size_nm"),
+        (("gui", "--screenshot", "x.png", "--frames", "0"), "1 frame or more"),
+        (("bench", "--sizes", ","), "whole numbers"),
+        (("bench", "--sizes", "16,nan"), "whole numbers"),
+        (("bench", "--sizes", "16,100000000"), "give 16 to"),
+        (("bench", "--sizes", "16", "--model", "gaussian", "--plot", "."), "is not a file"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(
-    invoke: Invoke, arguments: tuple[str, ...], words: str
+def test_wrong_input_is_one_line_and_no_beam(
+    invoke: Invoke, arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
 ):
+    def lit(*_: Any) -> None:
+        raise AssertionError("the specimen pays for wrong input")
+
+    monkeypatch.setattr(Session, "_let_through", lit)
     status, _, err = invoke(*arguments)
-    assert status == 2
+    # A device that is asked for what it has not refuses with 3.
+    assert status == (3 if "mode" in words else 2)
     assert len(err.strip().splitlines()) == 1
     assert words in err
     assert "Traceback" not in err
+
+
+def test_a_disk_that_fails_where_nobody_looked_is_one_line(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+):
+    def broken() -> list[str]:
+        raise OSError(errno.EIO, "Input/output error", "/there/ledger")
+
+    monkeypatch.setattr(ledger, "areas", broken)
+    status, _, err = invoke("ledger", "show")
+    assert (status, err) == (3, "tem-live: error: /there/ledger: Input/output error\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no such signal")
+def test_a_run_that_is_asked_to_end_ends_in_order(tmp_path: Path):
+    command = [sys.executable, "-m", "tem_live", "run", "--seconds", "60", "--area", "a", *QUICK]
+    command += ["--out", str(tmp_path / "run.zarr"), "--json"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while summarise("a").frames < 5 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        child.terminate()
+        out, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
+        child.wait(10)
+    assert (child.returncode, err) == (0, "")
+    figures = last_json(out)
+    assert (figures["stop_reason"], figures["blanked"]) == ("user", True)
+    summary = summarise("a")
+    assert summary.open_since is None
+    assert summary.fluence_e_per_A2 == pytest.approx(figures["fluence_e_per_A2"], rel=1e-6)
+    recording = read_recording(tmp_path / "run.zarr")
+    assert recording.complete
+    assert recording.attributes["frames"] == summary.frames == figures["frames"]
 
 
 @pytest.mark.parametrize("command", ["calibrate dose", "ledger show", "ledger export"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,36 @@ def test_a_broken_disk_keeps_what_was_written(
     assert root.attrs["complete"] is False
     report = recover(path)
     assert (report.frames, report.restored, report.complete) == (5, 2, False)
+
+
+@pytest.mark.parametrize("left", ["nothing", "chunks", "all but the lines"])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps files that are open")
+def test_a_recording_that_is_removed_is_told_and_does_not_come_back_in_parts(
+    tmp_path: Path, left: str
+) -> None:
+    path = tmp_path / "run.zarr"
+    recorder = written(path)
+    if left == "nothing":
+        shutil.rmtree(path)
+    elif left == "chunks":
+        (path / "raw/0/zarr.json").unlink()
+    else:
+        (path / "raw/0/frames.jsonl").unlink()
+    before = sorted(path.rglob("*"))
+    with pytest.raises(RecordingError, match="was removed or moved while it was written"):
+        recorder.write_raw(200, RAW[5], META)
+    recorder.close()
+    assert sorted(path.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps files that are open")
+def test_a_recording_that_was_removed_is_not_closed_as_complete(tmp_path: Path) -> None:
+    path = tmp_path / "run.zarr"
+    recorder = written(path)
+    shutil.rmtree(path)
+    with pytest.raises(RecordingError, match="was removed or moved"):
+        recorder.close()
+    assert not path.exists()
 
 
 def test_a_disk_that_is_full_from_the_start(
