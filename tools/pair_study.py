@@ -53,6 +53,33 @@ def features(frame: Array, restored: Array) -> Matrix:
     return np.stack([image.ravel() for image in images], axis=1).astype(np.float64)
 
 
+def lacking_detail(a: Array, b: Array, finest_px: float) -> tuple[float, float, float]:
+    """Of what two restorations lack alike, the part finer than a period.
+
+    Parameters
+    ----------
+    a, b : ndarray
+        What was taken away from either frame.
+    finest_px : float
+        Period in pixels.
+
+    Returns
+    -------
+    tuple of float
+        That part in e-^2, its standard error, and the noise that is as fine, in e-^2.
+    """
+    one, other = np.fft.fft2(a) / a.size, np.fft.fft2(b) / a.size
+    height, width = a.shape
+    fine = (
+        np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :]) > 1.0 / finest_px
+    )
+    cross = (one * other.conj()).real[fine]
+    power = 0.5 * (np.abs(one) ** 2 + np.abs(other) ** 2)[fine]
+    # Two coefficients that are conjugates of each other say the same.
+    error = float(power.mean()) * float(np.sqrt(cross.size))
+    return float(cross.sum()), error, float(power.sum())
+
+
 def weights(parts: list[tuple[Matrix, Matrix]]) -> Matrix:
     """Least squares over several (features, wanted)."""
     left = sum(x.T @ x for x, _ in parts)
@@ -79,6 +106,13 @@ def main(argv: list[str] | None = None) -> int:
     before = scores.mse(b, restored[0]) - noise
     both = 0.5 * (before + scores.mse(a, restored[1]) - noise)
     sys.stdout.write(f"{options.model}: {before:.4f} e-^2, both ways {both:.4f}\n")
+    taken = [frame - r for frame, r in zip((a, b), restored, strict=True)]
+    common = float(np.mean(taken[0].astype(float) * taken[1]))
+    fine, error, power = lacking_detail(*taken, finest_px=6.0)
+    sys.stdout.write(
+        f"what both lack: {common:.4f} e-^2, of it {fine:.4f} ± {error:.4f} finer than 6 px, where "
+        f"the noise has {power:.1f}\n"
+    )
     wiener = [own_wiener(frame) for frame in (a, b)]
     there, back = scores.mse(b, wiener[0]) - noise, scores.mse(a, wiener[1]) - noise
     sys.stdout.write(

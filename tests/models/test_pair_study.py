@@ -53,6 +53,17 @@ def test_a_blur_that_is_too_narrow_can_be_bettered(
     assert 0.3 * float(first[1]) < float(fallen[1]) < float(first[1])
 
 
+def test_detail_that_both_lack_is_found_in_the_noise() -> None:
+    rng = np.random.default_rng(3)
+    detail = 0.3 * np.sqrt(2.0) * np.sin(np.arange(SIDE) * np.pi / 2.0)
+    a, b = (rng.standard_normal((SIDE, SIDE)) + detail for _ in range(2))
+    found, error, noise = pair_study.lacking_detail(a, b, finest_px=6.0)
+    assert abs(found - 0.09) < 4.0 * error
+    assert error < 0.02
+    # The disc of longer periods is left out.
+    assert noise == pytest.approx(1.0 - np.pi / 36.0 + 0.09, rel=0.03)
+
+
 def test_no_pair_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pair_study.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
