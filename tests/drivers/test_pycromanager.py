@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from tem_live.drivers.pycromanager_bridge import (
     PycromanagerShutter,
 )
 from tem_live.drivers.pycromanager_link import heard
+from tem_live.drivers.pycromanager_pump import Pump
 from tem_live.errors import (
     DeviceTimeoutError,
     DisconnectedError,
@@ -629,6 +631,48 @@ def test_an_unguarded_script_may_use_it(running: MicroManager, tmp_path: Path) -
         [sys.executable, str(script)], capture_output=True, text=True, timeout=AMPLE_S, check=False
     )
     assert done.stdout.strip() == "3", done.stderr
+
+
+class Core:
+    """pycromanager's core, as far as images are fetched of it: it has one."""
+
+    def __init__(self, pixels: npt.NDArray[Any], tags: dict[str, Any]) -> None:
+        self.pix, self.tags = pixels, tags
+
+    def get_remaining_image_count(self) -> int:
+        return 1
+
+    def pop_next_tagged_image(self) -> Core:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("pixels", "tags", "said"),
+    [
+        (np.zeros(24, np.uint16), {"Height": 6, "Width": 4}, "6x4 pixels where 4x6 were set"),
+        (np.zeros(12, np.uint16), {"Height": 4, "Width": 6}, "another program"),
+        (np.zeros(24, np.uint8), {"Height": 4, "Width": 6}, "uint8 where uint16 was set"),
+        (np.zeros(24, np.uint16), {"Height": "high"}, "high"),
+    ],
+    ids=["turned", "shorter", "type", "garbage"],
+)
+def test_an_image_that_does_not_belong_there_ends_the_run(
+    pixels: npt.NDArray[Any], tags: dict[str, Any], said: str
+) -> None:
+    told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    memory = shared_memory.SharedMemory(create=True, size=4 * 48)
+    try:
+        pump = Pump(Core(pixels, tags), memory, 4, (4, 6), "uint16", None, 7, told.put)
+        end = told.get(timeout=AMPLE_S)
+        while "beat" in end:
+            end = told.get(timeout=AMPLE_S)
+        pump.halt()
+    finally:
+        memory.unlink()
+    # The first that was told, so that no frame was given.
+    assert end["run"] == 7
+    assert end["ended"] in ("changed", "failed")
+    assert said in end["text"]
 
 
 MESSAGES = [
