@@ -618,6 +618,50 @@ def test_spot_size_halves_the_current() -> None:
         column.set_spot_size(0)
 
 
+def test_the_stage_moves_the_image_to_the_right_and_down() -> None:
+    bench = Bench(scene="lattice", drift_nm_per_s=(0.0, 0.0), wander_nm=0.0, mtf_sigma_px=0.0)
+    column = column_of(bench.camera, found_blanked=False)
+    _, (meta, *_) = bench.frames(1)
+    before = bench.camera.truth(meta)
+    pixel_um = bench.options.specimen_pixel_nm / 1000
+    assert column.move_stage(5 * pixel_um, 3 * pixel_um) == column.stage_position_um
+    _, (meta, *_) = bench.frames(1)
+    after = bench.camera.truth(meta)
+    assert np.allclose(after[3:, 5:], before[:-3, :-5], rtol=1e-4)
+    assert not np.allclose(after, before, rtol=1e-2)
+    for x_um, y_um in ((1001.0, 0.0), (0.0, float("nan"))):
+        with pytest.raises(RefusedError, match="stage goes"):
+            column.move_stage(x_um, y_um)
+
+
+def test_a_shifted_beam_leaves_what_it_no_longer_lights_dark() -> None:
+    bench = Bench(scene="vacuum", mtf_sigma_px=0.0)
+    column = column_of(bench.camera, found_blanked=False)
+    radius_nm = np.sqrt(column.beam_area_nm2 / np.pi)
+    assert column.set_beam_shift(radius_nm, 0.0) == column.beam_shift_nm
+    counts, (meta, *_) = bench.frames(1)
+    truth = bench.camera.truth(meta)
+    # The disc's edge is in the middle of the field, and bent away from the light.
+    assert truth[SIDE // 2, : SIDE // 2 - 1].max() == 0
+    assert truth[SIDE // 2, SIDE // 2 + 1 :].min() > 0
+    assert np.count_nonzero(truth) / truth.size < 0.5
+    column.set_beam_shift(0.0, 0.0)
+    _, (meta, *_) = bench.frames(1)
+    assert bench.camera.truth(meta).min() > 0
+    with pytest.raises(RefusedError, match="beam can be shifted"):
+        column.set_beam_shift(1e6, 0.0)
+
+
+def test_below_its_magnification_the_beam_lights_the_larger_field() -> None:
+    bench = Bench()
+    column = column_of(bench.camera, found_blanked=False)
+    area_nm2 = column.beam_area_nm2
+    column.set_magnification(column.magnification / 4)
+    assert column.beam_area_nm2 == pytest.approx(16 * area_nm2)
+    column.set_magnification(column.magnification * 8)
+    assert column.beam_area_nm2 == pytest.approx(area_nm2)
+
+
 def test_magnification_enlarges_the_image_and_thins_its_dose() -> None:
     bench = Bench(scene="lattice", drift_nm_per_s=(0.0, 0.0), wander_nm=0.0, mtf_sigma_px=0.0)
     column = column_of(bench.camera, found_blanked=False)
