@@ -964,7 +964,7 @@ class SimColumn:
     def move_stage(self, x_um: float, y_um: float) -> tuple[float, float]:
         """See `Stage`; at once."""
         self._must_be_open()
-        if not max(abs(x_um), abs(y_um)) <= self.STAGE_UM:
+        if not all(abs(value) <= self.STAGE_UM for value in (x_um, y_um)):
             raise RefusedError(
                 f"({x_um:g}, {y_um:g}) µm is out of range; the stage goes {self.STAGE_UM:g} µm "
                 "in each direction"
@@ -981,7 +981,7 @@ class SimColumn:
     def set_beam_shift(self, x_nm: float, y_nm: float) -> tuple[float, float]:
         """See `BeamShift`; what the disc of the beam leaves is dark."""
         self._must_be_open()
-        if not max(abs(x_nm), abs(y_nm)) <= self.BEAM_SHIFT_NM:
+        if not all(abs(value) <= self.BEAM_SHIFT_NM for value in (x_nm, y_nm)):
             raise RefusedError(
                 f"({x_nm:g}, {y_nm:g}) nm is out of range; the beam can be shifted by "
                 f"{self.BEAM_SHIFT_NM:g} nm in each direction"
