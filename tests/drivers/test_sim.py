@@ -639,7 +639,7 @@ def test_a_shifted_beam_leaves_what_it_no_longer_lights_dark() -> None:
     column = column_of(bench.camera, found_blanked=False)
     radius_nm = np.sqrt(column.beam_area_nm2 / np.pi)
     assert column.set_beam_shift(radius_nm, 0.0) == column.beam_shift_nm
-    counts, (meta, *_) = bench.frames(1)
+    _, (meta, *_) = bench.frames(1)
     truth = bench.camera.truth(meta)
     # The disc's edge is in the middle of the field, and bent away from the light.
     assert truth[SIDE // 2, : SIDE // 2 - 1].max() == 0
