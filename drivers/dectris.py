@@ -2,16 +2,14 @@
 
 The detector numbers the images of a series and the series themselves, so none is missed unnoticed
 and what is left of an earlier series never reaches this one. What the stream's messages look like
-is in `dectris_wire`. SIMPLON's parameters, commands and times (in seconds) are those of its API
-manual 1.8 and of DECTRIS' own ``DEigerClient.py``. The images are never binned here, and always
-of the whole sensor as the detector's own ``roi_mode`` defines it.
+is in `dectris_wire`, SIMPLON in `dectris_simplon`. The images are never binned here, and always of
+the whole sensor as the detector's own ``roi_mode`` defines it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import threading
 import time
 from typing import Any, ClassVar, Literal
@@ -22,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers import dectris_wire as wire
 from tem_live.drivers.checks import check_buffer, check_settings
-from tem_live.drivers.families import Family, Fields
+from tem_live.drivers.dectris_simplon import Simplon, answers
+from tem_live.drivers.families import Family
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -53,26 +52,12 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 }
 
 
-def _answers(fields: Fields) -> bool:
-    """Whether a detector control unit is there; any web server may listen on its port."""
-    line = http.client.HTTPConnection(
-        str(fields.get("host", "127.0.0.1")), int(fields.get("port", 80)), timeout=0.5
-    )
-    try:
-        line.request("GET", "/detector/api/version/")
-        return "value" in json.loads(line.getresponse().read(4096))
-    except (OSError, ValueError, TypeError, http.client.HTTPException):
-        return False
-    finally:
-        line.close()
-
-
 FAMILY = Family(
     "dectris",
     packages=("zmq", "imagecodecs", "cbor2"),
     install='pip install "tem-live[dectris]"',
     # LiberTEM-live's simulator answers on port 8910.
-    reach=lambda fields: _answers(fields) or _answers({"port": 8910}),
+    reach=lambda fields: answers(fields) or answers({"port": 8910}),
     start="switch the detector on and set camera.host in a profile 'dectris' of your own; without "
     "one: libertem-live-dectris-sim RECORDING --port 8910",
     tested_against="LiberTEM-live 0.3.0's simulator (legacy stream); no camera hardware",
@@ -131,7 +116,7 @@ class DectrisCamera:
 
     def __init__(self, options: DectrisOptions) -> None:
         self._options = options
-        self._version = ""
+        self._simplon = Simplon(options.host, options.port, options.reply_timeout_s)
         self._zmq: Any = None
         self._context: Any = None
         self._stream: Any = None
@@ -170,7 +155,7 @@ class DectrisCamera:
 
     def open(self) -> None:
         """See `Camera`."""
-        if self._version:
+        if self._simplon.version:
             return
         try:
             import zmq
@@ -181,12 +166,12 @@ class DectrisCamera:
         self._zmq = zmq
         self._halt.clear()
         try:
-            self._version = self._api_version()
+            self._simplon.connect()
             self._check_initialised()
-            self._name = f"DECTRIS {self._told('description')}".strip()
+            self._name = f"DECTRIS {self._simplon.told('description')}".strip()
             if not self._options.keep_settings:
                 for name, value in self._options.properties.items():
-                    self._set(name, value)
+                    self._simplon.set(name, value)
                 self._set_stream()
             self._read_sensor()
             self._connect_stream()
@@ -200,7 +185,7 @@ class DectrisCamera:
     def close(self) -> None:
         """See `Camera`."""
         self.stop()
-        self._version = ""
+        self._simplon.version = ""
         with self._lock:
             stream, self._stream = self._stream, None
             if stream is not None:
@@ -216,8 +201,8 @@ class DectrisCamera:
         if not self._options.keep_settings:
             self._set_times(settings.exposure_s)
         self._read_sensor()
-        self._exposure_s = self._number("count_time")
-        self._interval_s = max(self._exposure_s, self._number("frame_time"))
+        self._exposure_s = self._simplon.number("count_time")
+        self._interval_s = max(self._exposure_s, self._simplon.number("frame_time"))
         return CameraState(
             exposure_s=self._exposure_s,
             binning=1,
@@ -239,11 +224,14 @@ class DectrisCamera:
         self._forget_disconnections()
         self._running = True
         try:
-            armed = self._request("PUT", "detector", "command/arm", self._options.arm_timeout_s)
+            armed = self._simplon.request(
+                "PUT", "detector", "command/arm", self._options.arm_timeout_s
+            )
             self._series = int(armed["sequence id"])
             self._await_series()
             if self._trigger_mode == "ints":
-                self._pull_trigger()
+                # The answer comes when the last image is taken: nobody waits for it.
+                self._trigger = self._simplon.begin("command/trigger")
         except (KeyError, TypeError, ValueError):
             self.stop()
             raise RefusedError("the DECTRIS detector names no series when armed") from None
@@ -258,12 +246,12 @@ class DectrisCamera:
         trigger, self._trigger = self._trigger, None
         if trigger is not None:
             trigger.close()
-        if self._running and self._version:
+        if self._running and self._simplon.version:
             self._running = False
             # At once: "cancel" would wait for the image at hand.
             command = "disarm" if self._taken == self._end else "abort"
             with contextlib.suppress(DeviceError):
-                self._request("PUT", "detector", f"command/{command}")
+                self._simplon.request("PUT", "detector", f"command/{command}")
 
     def read_into(self, buffer: npt.NDArray[Any], timeout_s: float) -> FrameMeta:
         """See `Camera`."""
@@ -383,27 +371,11 @@ class DectrisCamera:
     # ------------------------------------------------------------------------------- the detector
 
     def _connected(self) -> None:
-        if not self._version:
+        if not self._simplon.version:
             raise NotConnectedError("the DECTRIS detector is closed; open it first")
 
-    def _api_version(self) -> str:
-        try:
-            version = self._request("GET", "detector", "version")
-        except RefusedError as error:
-            raise NotConnectedError(f"{self._address()} is no DECTRIS detector: {error}") from None
-        if not isinstance(version, dict) or not isinstance(version.get("value"), str):
-            raise NotConnectedError(f"{self._address()} is no DECTRIS detector")
-        return str(version["value"])
-
-    def _state(self) -> str:
-        """What the detector is doing; "" where it does not tell."""
-        try:
-            return str(self._request("GET", "detector", "status/state")["value"])
-        except (RefusedError, KeyError, TypeError):
-            return ""
-
     def _check_initialised(self) -> None:
-        state = self._state()
+        state = self._simplon.state()
         if state in ("na", "error"):
             raise NotConnectedError(
                 f"the DECTRIS detector is in the state '{state}'; initialise it in its web "
@@ -412,7 +384,7 @@ class DectrisCamera:
 
     def _await_rest(self) -> None:
         deadline = time.monotonic() + _IDLE_WITHIN_S
-        while (state := self._state()) not in ("idle", ""):
+        while (state := self._simplon.state()) not in ("idle", ""):
             if time.monotonic() >= deadline:
                 raise RefusedError(
                     f"the DECTRIS detector is in use (state '{state}'); end the series of the "
@@ -421,51 +393,51 @@ class DectrisCamera:
             self._halt.wait(_SLICE_S)
 
     def _set_stream(self) -> None:
-        self._request("PUT", "stream", "config/mode", value="enabled")
-        self._request("PUT", "stream", "config/header_detail", value="basic")
+        self._simplon.request("PUT", "stream", "config/mode", value="enabled")
+        self._simplon.request("PUT", "stream", "config/header_detail", value="basic")
         # Detectors before 2022 know only the legacy format, and no parameter for it.
         try:
-            self._request("PUT", "stream", "config/format", value=self._options.stream)
+            self._simplon.request("PUT", "stream", "config/format", value=self._options.stream)
         except RefusedError:
             if self._options.stream != "legacy":
                 raise
 
     def _read_sensor(self) -> None:
         self._shape = (
-            int(self._number("y_pixels_in_detector")),
-            int(self._number("x_pixels_in_detector")),
+            int(self._simplon.number("y_pixels_in_detector")),
+            int(self._simplon.number("x_pixels_in_detector")),
         )
-        bits = int(self._number("bit_depth_image"))
+        bits = int(self._simplon.number("bit_depth_image"))
         if bits not in _DTYPES:
             raise RefusedError(f"the DECTRIS detector has images of {bits} bits; set 8, 16 or 32")
         self._dtype = _DTYPES[bits]
         if min(self._shape) < 1:
             raise RefusedError(f"the DECTRIS detector has {self._shape[0]}x{self._shape[1]} pixels")
         self._range_s = (
-            self._number("count_time", "min", 1e-6),
-            self._number("count_time", "max", 3600.0),
+            self._simplon.number("count_time", "min", 1e-6),
+            self._simplon.number("count_time", "max", 3600.0),
         )
         if self._options.keep_settings:
-            self._range_s = (self._number("count_time"),) * 2
-            self._trigger_mode = str(self._value("trigger_mode"))
+            self._range_s = (self._simplon.number("count_time"),) * 2
+            self._trigger_mode = str(self._simplon.value("trigger_mode"))
         else:
             self._trigger_mode = self._options.trigger_mode
 
     def _set_times(self, exposure_s: float) -> None:
-        before = self._value("count_time"), self._value("frame_time")
+        before = self._simplon.value("count_time"), self._simplon.value("frame_time")
         try:
             # In this order, the exposure becomes what the read-out leaves of the frame time.
-            self._set("count_time", exposure_s)
-            self._set("frame_time", exposure_s)
+            self._simplon.set("count_time", exposure_s)
+            self._simplon.set("frame_time", exposure_s)
         except RefusedError:
             for name, value in zip(("count_time", "frame_time"), before, strict=True):
                 with contextlib.suppress(RefusedError):
-                    self._set(name, value)
+                    self._simplon.set(name, value)
             raise
 
     def _set_length(self, frames: int | None) -> None:
         if self._options.keep_settings:
-            length = int(self._number("nimages")) * int(self._number("ntrigger"))
+            length = int(self._simplon.number("nimages")) * int(self._simplon.number("ntrigger"))
             if frames is not None and frames > length:
                 raise RefusedError(
                     f"the DECTRIS detector is set to {length} images a series and {frames} are "
@@ -473,121 +445,22 @@ class DectrisCamera:
                 )
             return
         # One of them has to be 1 in each mode, before it is chosen.
-        self._set("ntrigger", 1)
-        self._set("nimages", 1)
-        self._set("trigger_mode", self._trigger_mode)
+        self._simplon.set("ntrigger", 1)
+        self._simplon.set("nimages", 1)
+        self._simplon.set("trigger_mode", self._trigger_mode)
         counter = "ntrigger" if self._trigger_mode == "exte" else "nimages"
-        most = int(self._number(counter, "max", _MOST_IMAGES))
-        self._set(counter, most if frames is None else frames)
-
-    def _pull_trigger(self) -> None:
-        # The answer comes when the last image is taken: nobody waits for it.
-        options = self._options
-        self._trigger = http.client.HTTPConnection(
-            options.host, options.port, timeout=options.reply_timeout_s
-        )
-        try:
-            self._trigger.request("PUT", self._path("detector", "command/trigger"), body="")
-        except OSError as error:
-            raise self._gone(error) from None
+        most = int(self._simplon.number(counter, "max", _MOST_IMAGES))
+        self._simplon.set(counter, most if frames is None else frames)
 
     def _saturation(self) -> float:
         # The highest value marks pixels that are masked, so it is no count.
         full = float(np.iinfo(self._dtype).max) - 1
         try:
-            cutoff = self._number("countrate_correction_count_cutoff")
+            cutoff = self._simplon.number("countrate_correction_count_cutoff")
         except RefusedError:
             return full
         return min(full, float(cutoff)) if cutoff > 0 else full
 
-    # ------------------------------------------------------------------------------------ SIMPLON
-
-    def _parameter(self, name: str) -> dict[str, Any]:
-        found = self._request("GET", "detector", f"config/{name}")
-        if not isinstance(found, dict) or "value" not in found:
-            raise RefusedError(f"the DECTRIS detector has no value for '{name}'")
-        return found
-
-    def _value(self, name: str) -> Any:
-        return self._parameter(name)["value"]
-
-    def _number(self, name: str, what: str = "value", default: float | None = None) -> float:
-        """A number of a parameter: its value, or its limit with a default."""
-        number = self._parameter(name).get(what, default)
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise RefusedError(f"the DECTRIS detector tells {number!r} as the {what} of '{name}'")
-        return number
-
-    def _told(self, name: str) -> str:
-        try:
-            return str(self._value(name)).removeprefix("DECTRIS").strip()
-        except RefusedError:
-            return "detector"
-
-    def _set(self, name: str, value: bool | float | str) -> None:
-        self._request("PUT", "detector", f"config/{name}", value=value)
-
-    def _request(
-        self,
-        method: Literal["GET", "PUT"],
-        module: Literal["detector", "stream"],
-        what: str,
-        timeout_s: float | None = None,
-        value: bool | float | str | None = None,
-    ) -> Any:
-        """Ask SIMPLON; what it answers. Raises `RefusedError` or `DisconnectedError`."""
-        options = self._options
-        line = http.client.HTTPConnection(
-            options.host, options.port, timeout=timeout_s or options.reply_timeout_s
-        )
-        body = "" if value is None else json.dumps({"value": value})
-        headers = {"Content-Type": "application/json; charset=utf-8"} if body else {}
-        try:
-            line.request(method, self._path(module, what), body=body or None, headers=headers)
-            reply = line.getresponse()
-            text = reply.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise self._gone(error) from None
-        finally:
-            line.close()
-        if not 200 <= reply.status < 300:
-            sent = f" = {value!r}" if value is not None else ""
-            raise RefusedError(
-                f"the DECTRIS detector refuses {what}{sent}: {reply.status} {_reason(text)}"
-            )
-        try:
-            return json.loads(text) if text else None
-        except ValueError:
-            return None
-
-    def _path(self, module: str, what: str) -> str:
-        if what == "version":
-            return f"/{module}/api/version/"
-        return f"/{module}/api/{self._version}/{what}"
-
-    def _address(self) -> str:
-        return f"{self._options.host}:{self._options.port}"
-
     def _stream_address(self) -> str:
         port = self._options.stream_port or _STREAM_PORTS[self._options.stream]
         return f"{self._options.host}:{port}"
-
-    def _gone(self, error: BaseException) -> DisconnectedError:
-        said = "it does not answer" if isinstance(error, TimeoutError) else _one_line(str(error))
-        return DisconnectedError(
-            f"no DECTRIS detector answers at {self._address()} ({said or type(error).__name__}); "
-            "start it, or set camera.host and camera.port"
-        )
-
-
-def _reason(text: bytes) -> str:
-    try:
-        table = json.loads(text)
-        return _one_line(str(table.get("error", table) if isinstance(table, dict) else table))
-    except ValueError:
-        said = text.decode("utf-8", "replace")
-        return "" if said.lstrip().startswith("<") else _one_line(said)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]

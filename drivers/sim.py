@@ -17,7 +17,6 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,16 +29,14 @@ from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
     CameraState,
-    EndOfFrames,
     FrameMeta,
     Roi,
 )
+from tem_live.drivers.sim_run import SimRun
 from tem_live.drivers.sim_scenes import Motion, Plane, Scene, SceneName, Window, make_scene
 from tem_live.errors import (
-    DeviceTimeoutError,
     DisconnectedError,
     NotConnectedError,
-    OverflowedError,
     RefusedError,
 )
 
@@ -184,18 +181,6 @@ class SimMicroscope:
                 del history[:50_000]
 
 
-@dataclass
-class _Run:
-    """One series, from `start` to `stop`."""
-
-    number: int
-    began_s: float
-    specimen_time_s: float
-    end: int | None
-    next: int = 0
-    stopped: threading.Event = field(default_factory=threading.Event)
-
-
 class SimCamera:
     """Simulated camera; see the module's text.
 
@@ -300,7 +285,7 @@ class SimCamera:
         """The beam; `SimColumn` steers it."""
         self._lock = threading.Lock()
         self._open = False
-        self._run: _Run | None = None
+        self._run: SimRun | None = None
         self._runs = 0
         self._specimen_time_s = 0.0
         self._detector: Detector | None = None
@@ -380,7 +365,7 @@ class SimCamera:
         self.stop()
         with self._lock:
             now = self.microscope.clock()
-            self._run = _Run(self._runs, now, self._specimen_time_s, frames)
+            self._run = SimRun(self._runs, now, self._specimen_time_s, frames)
             self._runs += 1
 
     def stop(self) -> None:
@@ -401,27 +386,13 @@ class SimCamera:
         if run is None:
             raise DisconnectedError("the camera is stopped; start it before reading a frame")
         check_buffer(buffer, state.frame_shape, state.dtype)
-        clock = self.microscope.clock
-        if run.end is not None and run.next >= run.end:
-            raise EndOfFrames
-        due_s = run.began_s + (run.next + 1) * state.frame_interval_s
-        wait_s = due_s - clock()
-        if run.stopped.wait(max(0.0, min(wait_s, timeout_s))):
-            raise DisconnectedError("the camera was stopped while a frame was awaited")
-        now = clock()
-        if now < due_s:
-            raise DeviceTimeoutError(f"no frame within {timeout_s:g} s")
-        exposed = int((now - run.began_s) / state.frame_interval_s)
-        if run.end is not None:
-            exposed = min(exposed, run.end)
-        lost = exposed - run.next - self.options.buffer_frames
-        if lost > 0:
-            run.next += lost
-            raise OverflowedError(
-                f"the camera's buffer of {self.options.buffer_frames} frames overflowed: "
-                f"{lost} frame(s) were lost; read faster or expose longer"
-            )
-        sequence, run.next = run.next, run.next + 1
+        sequence = run.await_frame(
+            self.microscope.clock,
+            state.frame_interval_s,
+            self.options.buffer_frames,
+            timeout_s,
+            "camera",
+        )
         return self._expose(buffer, run, state, sequence)
 
     def truth(self, meta: FrameMeta) -> npt.NDArray[np.float32]:
@@ -518,7 +489,7 @@ class SimCamera:
         expected[distance > math.sqrt(self.microscope.beam_area_nm2 / math.pi)] = 0
 
     def _expose(
-        self, buffer: npt.NDArray[Any], run: _Run, state: CameraState, sequence: int
+        self, buffer: npt.NDArray[Any], run: SimRun, state: CameraState, sequence: int
     ) -> FrameMeta:
         begin_s = run.began_s + sequence * state.frame_interval_s
         before = self.microscope.fluence_at(begin_s)

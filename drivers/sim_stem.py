@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -34,16 +33,14 @@ from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
     CameraState,
-    EndOfFrames,
     FrameMeta,
 )
 from tem_live.drivers.sim import PoissonTable, SimMicroscope, spread_energies
+from tem_live.drivers.sim_run import SimRun
 from tem_live.drivers.sim_scenes import Motion, Plane, Scene, SceneName, Window, make_scene
 from tem_live.errors import (
-    DeviceTimeoutError,
     DisconnectedError,
     NotConnectedError,
-    OverflowedError,
     RefusedError,
 )
 
@@ -57,18 +54,6 @@ Series = npt.NDArray[np.float64]
 
 class _Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-@dataclass
-class _Run:
-    """One series, from `start` to `stop`."""
-
-    number: int
-    began_s: float
-    specimen_time_s: float
-    end: int | None
-    next: int = 0
-    stopped: threading.Event = field(default_factory=threading.Event)
 
 
 class SimStem:
@@ -171,7 +156,7 @@ class SimStem:
         """The beam, as a dose rate averaged over the field; `SimStemColumn` steers it."""
         self._lock = threading.Lock()
         self._open = False
-        self._run: _Run | None = None
+        self._run: SimRun | None = None
         self._runs = 0
         self._specimen_time_s = 0.0
         self._scene: Scene | None = None
@@ -257,7 +242,7 @@ class SimStem:
             raise RefusedError(f"a series of {frames} frames is none; ask for at least 1")
         self.stop()
         with self._lock:
-            self._run = _Run(self._runs, self.microscope.clock(), self._specimen_time_s, frames)
+            self._run = SimRun(self._runs, self.microscope.clock(), self._specimen_time_s, frames)
             self._runs += 1
 
     def stop(self) -> None:
@@ -276,26 +261,13 @@ class SimStem:
         if run is None:
             raise DisconnectedError("the scan is stopped; start it before reading a frame")
         check_buffer(buffer, self._state.frame_shape, self._state.dtype)
-        if run.end is not None and run.next >= run.end:
-            raise EndOfFrames
-        clock = self.microscope.clock
-        due_s = run.began_s + (run.next + 1) * timing.frame_s
-        if run.stopped.wait(max(0.0, min(due_s - clock(), timeout_s))):
-            raise DisconnectedError("the scan was stopped while a frame was awaited")
-        now = clock()
-        if now < due_s:
-            raise DeviceTimeoutError(f"no frame within {timeout_s:g} s")
-        scanned = int((now - run.began_s) / timing.frame_s)
-        if run.end is not None:
-            scanned = min(scanned, run.end)
-        lost = scanned - run.next - self.options.buffer_frames
-        if lost > 0:
-            run.next += lost
-            raise OverflowedError(
-                f"the scan's buffer of {self.options.buffer_frames} frames overflowed: "
-                f"{lost} frame(s) were lost; read faster or scan slower"
-            )
-        sequence, run.next = run.next, run.next + 1
+        sequence = run.await_frame(
+            self.microscope.clock,
+            timing.frame_s,
+            self.options.buffer_frames,
+            timeout_s,
+            "scan",
+        )
         return self._expose(buffer, run, timing, sequence)
 
     def truth(self, meta: FrameMeta) -> npt.NDArray[np.float32]:
@@ -355,7 +327,7 @@ class SimStem:
         return share
 
     def _expose(
-        self, buffer: npt.NDArray[Any], run: _Run, timing: Timing, sequence: int
+        self, buffer: npt.NDArray[Any], run: SimRun, timing: Timing, sequence: int
     ) -> FrameMeta:
         options = self.options
         rng = np.random.Generator(np.random.SFC64([options.seed, run.number, sequence]))
