@@ -58,7 +58,6 @@ CAMERAS: dict[str, cameras.Camera] = {
 BASELINES = ("raw", "best-gaussian", "nlm", "bm3d")
 """What restorers are compared with; the best Gaussian is chosen with the truth."""
 
-_PAIR = Path(__file__).resolve().parents[2] / "shared" / "data" / "lowdose_pair"
 # Side of the middle of each image that a picture shows, in pixels.
 _PICTURE_PX = 256
 
@@ -599,7 +598,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=512, help="side of the scenes in pixels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--references", type=Path, help="folder of clean images to thin instead")
-    parser.add_argument("--pair", type=Path, default=_PAIR, help="folder of a real frame pair")
+    parser.add_argument("--pair", type=Path, help="folder of a real frame pair")
     parser.add_argument("--counts-per-electron", type=float, default=44.0, help="of the pair")
     parser.add_argument("--nlm", action="store_true", help="non-local means too")
     parser.add_argument("--bm3d", action="store_true", help="BM3D too (slow)")
@@ -617,7 +616,7 @@ def main(argv: list[str] | None = None) -> int:
         size=given.size,
         seeds=tuple(given.seeds),
         references=given.references,
-        pair=given.pair if given.pair.is_dir() else None,
+        pair=given.pair,
         counts_per_electron=given.counts_per_electron,
         device=given.device,
         picture=given.picture,

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from tem_live.errors import TemLiveError
 from tem_live.models.restorers import Restorer, load_restorer
 from tem_live.models.scores import mse
 from tem_live.models.testscenes import TEST_SCENES, reference_scene
@@ -125,17 +126,25 @@ def _reset(restorer: Restorer) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print both tables as JSON; returns 0."""
+    """Print both tables as JSON; return the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m tem_live.models.evaluate_series",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--model", default="video")
     parser.add_argument("--single", default="fast")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seeds", type=int, default=3, help="of the vanishing particle")
     options = parser.parse_args(argv)
-    series = load_restorer(options.model, options.device)
-    single = load_restorer(options.single, options.device)
+    if options.seeds < 1:
+        parser.error(f"--seeds {options.seeds}: give 1 or more")
+    try:
+        series = load_restorer(options.model, options.device)
+        single = load_restorer(options.single, options.device)
+    except TemLiveError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
     gains = {
         speed: {name: round(drifting_gain(series, single, name, speed), 2) for name in TEST_SCENES}
         for speed in SPEEDS_PX

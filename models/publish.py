@@ -138,7 +138,7 @@ def publish(
 
     With ``views`` it is run on all `tem_live.models.views.VIEWS` of a frame.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     from tem_live.models.network import DoseUNet
@@ -148,13 +148,15 @@ def publish(
     weights = source / f"{recipe.name}.safetensors"
     if not weights.is_file():
         raise InputError(f"no {weights}; train first")
-    with safe_open(weights, "pt") as stream:
-        metadata = stream.metadata()
-    shape: dict[str, Any] = {key: list(json.loads(metadata[key])) for key in ("widths", "blocks")}
-    shape["waves"] = bool(json.loads(metadata.get("waves", "false")))
-    network = DoseUNet(shape["widths"], shape["blocks"], shape["waves"])
     try:
+        with safe_open(weights, "pt") as stream:
+            metadata = stream.metadata() or {}
+        shape: dict[str, Any] = {k: list(json.loads(metadata[k])) for k in ("widths", "blocks")}
+        shape["waves"] = bool(json.loads(metadata.get("waves", "false")))
+        network = DoseUNet(shape["widths"], shape["blocks"], shape["waves"])
         network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{weights} is damaged, or no training wrote it") from error
     except RuntimeError as error:
         raise InputError(f"{weights} was made by another version of the network") from error
     placed = target / weights.name

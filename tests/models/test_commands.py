@@ -14,7 +14,7 @@ import torch
 from imagecodecs import png_decode
 
 from tem_live import cli
-from tem_live.models import evaluate, imports
+from tem_live.models import evaluate, evaluate_series, imports, publish
 from tem_live.models.unet_resnet18 import UnetResNet18
 from tests.models.test_training import RECIPE
 
@@ -267,12 +267,10 @@ def test_images_that_cannot_be_thinned(invoke: Invoke, tmp_path: Path) -> None:
     assert "empty" in err
 
 
-def test_module_and_command_agree(
-    invoke: Invoke, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_module_and_command_agree(invoke: Invoke, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([
         "--model", "gaussian", "--size", "64", "--doses", "5", "--camera", "poisson",
-        "--pair", str(tmp_path / "none"), "--json",
+        "--json",
     ]) == 0  # fmt: skip
     module = last_json(capsys.readouterr().out)["summary"]
     status, out, _ = invoke(
@@ -283,6 +281,35 @@ def test_module_and_command_agree(
     for one, other in zip(module, last_json(out)["summary"], strict=True):
         one["seconds"] = other["seconds"] = 0.0
         assert one == other
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "says"),
+    [
+        (evaluate, ["--model", "none", "--pair", "/no/such"], "/no/such"),
+        (evaluate, ["--model", "slow"], "'slow'"),
+        (evaluate_series, ["--model", "slow"], "'slow'"),
+        (publish, ["/no/such", "--recipe", "r.toml", "--title", "t"], "no recipe"),
+    ],
+)
+def test_wrong_options_of_modules(
+    capsys: pytest.CaptureFixture[str], module: Any, arguments: list[str], says: str
+) -> None:
+    assert module.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_weights_that_no_training_wrote_are_not_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "tiny.safetensors").write_bytes(b"junk")
+    arguments = [str(tmp_path), "--recipe", str(tmp_path / "r.toml"), "--title", "t"]
+    assert publish.main([*arguments, "--to", str(tmp_path / "out")]) == 2
+    assert "damaged" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # -- train -----------------------------------------------------------------------------------
