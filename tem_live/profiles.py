@@ -218,6 +218,10 @@ class ModeProfile(_Strict):
         Incident dose rate in e-/px/s of an **unbinned** pixel at that magnification.
     beam_shift_nm : (x, y) or None
         Shift of the beam at the specimen in nm.
+    area : str or None
+        For optics that light a place beside the specimen area, as for focusing: what they cost is
+        booked on an area of its own, whose name is this one behind that of the specimen area.
+        Every mode of the profile must then tell its beam shift.
     exposure_s : float or None
         Exposure of a frame in seconds.
     binning : int or None
@@ -228,6 +232,7 @@ class ModeProfile(_Strict):
     spot_size: int | None = Field(default=None, ge=1)
     dose_rate_e_per_px_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     beam_shift_nm: tuple[FiniteFloat, FiniteFloat] | None = None
+    area: str | None = Field(default=None, pattern=r"^[\w+-]{1,16}$")
     exposure_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     binning: int | None = Field(default=None, ge=1)
 
@@ -262,6 +267,20 @@ class Profile(_Strict):
     dose: DoseProfile = DoseProfile()
     modes: dict[str, ModeProfile] = Field(default_factory=dict)
     pipeline: PipelineProfile = PipelineProfile()
+
+    @field_validator("modes")
+    @classmethod
+    def _light_what_they_book(cls, value: dict[str, ModeProfile]) -> dict[str, ModeProfile]:
+        aside = next((name for name, mode in value.items() if mode.area is not None), None)
+        for name, mode in value.items():
+            # A beam that is left where another mode shifted it would be booked on the wrong area.
+            if aside is not None and mode.beam_shift_nm is None:
+                raise PydanticCustomError(
+                    "beam_shift",
+                    "mode '{name}' needs beam_shift_nm, since mode '{aside}' has an area beside",
+                    {"name": name, "aside": aside},
+                )
+        return value
 
 
 def user_folder() -> Path:

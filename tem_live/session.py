@@ -164,6 +164,7 @@ class Session:
         self._spot_size: int | None = None
         self._magnification: float | None = None
         self._mode: str | None = None
+        self._named_area = profile.dose.area
         self._magnification_at_start: float | None = None
         self._settings = CameraSettings(
             profile.camera.exposure_s, profile.camera.binning, profile.camera.roi
@@ -481,7 +482,11 @@ class Session:
     @area.setter
     def area(self, value: str | None) -> None:
         self._must_be_open()
-        self._account.move_to(self._ledger(value))
+        self._named_area = value
+        self._book_on(value)
+
+    def _book_on(self, area: str | None) -> None:
+        self._account.move_to(self._ledger(area))
         told = self._account_opened()
         if told is not None:
             self._tell("warning", told)
@@ -628,6 +633,10 @@ class Session:
                 raise RefusedError("this instrument's beam cannot be shifted from here")
             self._parts.beam_shift.set_beam_shift(*mode.beam_shift_nm)
         self._whereabouts.look()
+        named = self._named_area
+        area = named if mode.area is None or named is None else f"{named}-{mode.area}"
+        if area != self.area:
+            self._book_on(area)
         self._mode = name
         if lit:
             self._unblank(since)
