@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from tem_live.drivers.protocols import Camera, CameraSettings, FrameMeta
+from tem_live.errors import DisconnectedError
 
 
 def begin(camera: Camera, exposure_s: float = 0.02) -> npt.NDArray[Any]:
@@ -46,6 +47,43 @@ def read_on(
     """Until there is an error: what was sent already still comes."""
     for _ in range(at_most):
         camera.read_into(buffer, timeout_s)
+
+
+def check_second_frame(
+    camera: Camera,
+    server: Any,
+    send: Callable[[int, Any], Any],
+    sound: Callable[[int, Any], Any],
+    picture: Callable[[int, tuple[int, int]], npt.NDArray[Any]],
+    said: str,
+) -> None:
+    """The first frame of a run comes, the second is refused by name, and the next run is sound.
+
+    Parameters
+    ----------
+    camera : Camera
+        Configured.
+    server : object
+        With ``send``: what goes out for a number and what a sound one sends.
+    send, sound : callable
+        How it fails, and how it does not.
+    picture : callable
+        What a frame shows.
+    said : str
+        What the error is to say.
+    """
+    state = camera.configure(CameraSettings(0.01))
+    buffer = np.empty(state.frame_shape, state.dtype)
+    server.send = send
+    camera.start()
+    camera.read_into(buffer, 5.0)
+    with fails_soon(DisconnectedError, said, 4):
+        camera.read_into(buffer, 5.0)
+    np.testing.assert_array_equal(buffer, picture(0, state.frame_shape))
+    camera.stop()
+    server.send = sound
+    camera.start(2)
+    assert [camera.read_into(buffer, 5.0).sequence for _ in range(2)] == [0, 1]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from tem_live.errors import (
     RefusedError,
 )
 from tests.drivers.conformance import CameraConformance
-from tests.drivers.reading import fails_soon, read_on
+from tests.drivers.reading import check_second_frame, fails_soon, read_on
 from tests.drivers.servers.digital_micrograph import DigitalMicrograph
 from tests.drivers.servers.gatan import IMAGE, READ_MODE, GatanServer, packed, picture
 from tests.drivers.servers.instamatic import client
@@ -206,18 +206,15 @@ GOOD = packed(0, 384, 24, 16, 1) + picture(1, (16, 24)).tobytes()
 def test_what_does_not_belong_there_is_named_and_gives_no_frame(
     server: GatanServer, cameras: list[GatanCamera], sent: bytes | None, said: str
 ):
-    camera, state, buffer = opened(server, cameras)
-    server.send = lambda number, whole: whole if number == 0 else sent
-    camera.start()
-    camera.read_into(buffer, 5.0)
-    with fails_soon(DisconnectedError, said, 4):
-        camera.read_into(buffer, 5.0)
-    np.testing.assert_array_equal(buffer, picture(0, state.frame_shape))
-    # The same camera goes on when DigitalMicrograph is well again.
-    camera.stop()
-    server.send = lambda _, whole: whole
-    camera.start(2)
-    assert [camera.read_into(buffer, 5.0).sequence for _ in range(2)] == [0, 1]
+    camera, _, _ = opened(server, cameras)
+    check_second_frame(
+        camera,
+        server,
+        lambda number, whole: whole if number == 0 else sent,
+        lambda _, whole: whole,
+        picture,
+        said,
+    )
 
 
 def test_an_image_in_pieces_outlasts_short_waits(server: GatanServer, cameras: list[GatanCamera]):
