@@ -19,7 +19,7 @@ import tifffile
 from typer.testing import CliRunner
 
 from tem_live import cli
-from tem_live.errors import InputError, RefusedError
+from tem_live.errors import InputError, ProfileError, RefusedError
 from tem_live.fluence_map import (
     MOST_TILES,
     FluenceMap,
@@ -531,3 +531,41 @@ def test_the_command_writes_the_map(sim: Opener, tmp_path: Path):
     assert told["path"] == str(out)
     assert told["unit"] == "e-/A^2"
     assert tifffile.imread(out).max() == pytest.approx(told["highest_e_per_A2"])
+
+
+def test_a_mode_that_lights_a_place_beside_books_on_an_area_of_its_own(sim: Opener):
+    optics = {
+        "modes__focus__area": "focus",
+        "modes__focus__beam_shift_nm": [40.0, 0.0],
+        **{f"modes__{name}__beam_shift_nm": [0.0, 0.0] for name in ("search", "view", "record")},
+    }
+    session = sim(dose__area="square5", **optics)
+    session.use_mode("record")
+    session.snap()
+    recorded = session.stats().area_fluence_e_per_A2 or 0.0
+    session.use_mode("focus")
+    assert session.area == "square5-focus"
+    session.snap()
+    session.use_mode("record")
+    assert session.area == "square5"
+    assert session.stats().area_fluence_e_per_A2 == pytest.approx(recorded)
+    assert summarise("square5-focus").fluence_e_per_A2 > 0
+    # And the two maps are beside one another.
+    here = session.fluence_map().map
+    beside = LedgerMap("square5-focus")
+    beside.update()
+    assert here is not None
+    assert beside.map is not None
+    assert here.highest((-1.0, -1.0, 1.0, 1.0)) == pytest.approx(recorded, rel=1e-6)
+    assert beside.map.highest((-1.0, -1.0, 1.0, 1.0)) == 0.0
+    assert beside.map.highest((35.0, -1.0, 45.0, 1.0)) > 0
+    session.area = None
+    session.use_mode("focus")
+    assert session.area is None
+
+
+def test_a_mode_with_an_area_beside_needs_all_beam_shifts():
+    with pytest.raises(
+        ProfileError, match=r"mode 'search' needs beam_shift_nm, since mode 'focus'"
+    ):
+        load_profile("sim", {"modes.focus.area": "focus", "modes.focus.beam_shift_nm": [40.0, 0.0]})
