@@ -299,9 +299,9 @@ class DoseAccount:
 
     def set_place(self, place: Place, since: int | None) -> None:
         """Another part of the specimen is lit, from now on or from a frame on; see the ledger."""
-        if since is None:
-            self.settle()
         with self._changed:
+            if since is None:
+                self.settle()
             self._place = place
             self._ledger.place(place, since)
 

@@ -219,15 +219,17 @@ class Ledger:
         Nothing is written before anything else is.
         """
         entry = {"place": place.as_dict(), "since": since}
-        self._place = entry
-        if self._begun:
-            self._write({**entry, "time_s": time.time()})
+        with self._changed:
+            self._place = entry
+            if self._begun:
+                self._write({**entry, "time_s": time.time()})
 
     def _begin_places(self) -> None:
-        if not self._begun:
-            self._begun = True
-            if self._place is not None:
-                self._write({**self._place, "since": None, "time_s": time.time()})
+        with self._changed:
+            if not self._begun:
+                self._begun = True
+                if self._place is not None:
+                    self._write({**self._place, "since": None, "time_s": time.time()})
 
     def frame(self, frame_id: int, total_e_per_A2: float, source: DoseSource) -> None:
         """Book all up to the end of a frame; returns when it is written, or the disk hangs.
