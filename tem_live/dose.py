@@ -61,18 +61,9 @@ def dose_rate_per_A2_from_current(current_A: float, beam_area_nm2: float) -> flo
 
 
 class DoseMeter:
-    """Fluence that the specimen has taken, and whether the budget allows another frame.
+    """Fluence that the specimen has taken. Any thread may book and ask."""
 
-    Any thread may book and ask.
-
-    Parameters
-    ----------
-    budget_e_per_A2 : float or None
-        Fluence at which to stop; None for no limit.
-    """
-
-    def __init__(self, budget_e_per_A2: float | None = None) -> None:
-        self.budget_e_per_A2 = budget_e_per_A2
+    def __init__(self) -> None:
         self._parts: list[float] = []
         self._lock = threading.Lock()
 
@@ -92,11 +83,3 @@ class DoseMeter:
                 rest = math.fsum([*self._parts, -total])
                 self._parts = [total, rest]
             return math.fsum(self._parts)
-
-    def allows(self, fluence_e_per_A2: float) -> bool:
-        """Whether another frame of this fluence stays within the budget."""
-        if self.budget_e_per_A2 is None:
-            return True
-        spent = self.fluence_e_per_A2 or 0.0
-        # A rounding error in the last digit must not cost the last frame.
-        return spent + fluence_e_per_A2 <= self.budget_e_per_A2 * (1 + 1e-9)

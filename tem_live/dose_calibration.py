@@ -30,6 +30,7 @@ from tem_live.errors import CalibrationError, InputError, RefusedError
 from tem_live.paths import check_target
 
 if TYPE_CHECKING:
+    from tem_live.photon_transfer import NoisePoint
     from tem_live.session import Session
 
 RateSource = Literal["column", "current", "vacuum"]
@@ -198,7 +199,7 @@ def calibrate_dose(
     DeviceError
         A device failed.
     """
-    from tem_live.photon_transfer import check_excess_noise, estimate_gain, noise_points
+    from tem_live.photon_transfer import check_excess_noise
 
     # What cannot come to anything is refused before the specimen pays for it.
     if excess_noise is not None:
@@ -210,39 +211,26 @@ def calibrate_dose(
     if use is not None:
         _check_source(use, _sources(session, vacuum, beam_area_nm2))
     # What an earlier calibration said must not find its way into this one.
+    earlier = session.dose_calibration
     session.use_dose_calibration(None)
-    before = session.state
-    counting = session.capabilities.counting_rate_limit_e_per_px_s is not None
-    floor = -math.inf if counting else None
-    progress("dark frames")
-    dark = session.take_raw(2 * PAIRS, blanked=True)
-    points = []
-    for first, second in _pairs(dark):
-        points += noise_points(first, second, floor_counts=floor, dark=True)
-    vacuum_counts_per_s: list[float] = []
-    offset = statistics.fmean(float(frame.mean(dtype=np.float64)) for frame in dark)
     try:
-        for step in DOSE_STEPS:
-            try:
-                share = _set_dose(session, before.dose_rate_e_per_px_s, before.exposure_s, step)
-            except RefusedError as error:
-                progress(f"{step:g} times the dose is left out: {error}")
-                continue
-            progress(f"frames of {step:g} times the dose")
-            lit = session.take_raw(2 * PAIRS)
-            for first, second in _pairs(lit):
-                points += noise_points(
-                    first,
-                    second,
-                    floor_counts=floor,
-                    saturation_counts=before.saturation_counts,
-                )
-            seconds = session.exposure_s * share
-            vacuum_counts_per_s += [
-                (float(frame.mean(dtype=np.float64)) - offset) / seconds for frame in lit
-            ]
+        return _calibrated(session, vacuum, beam_area_nm2, excess_noise, use, progress)
     finally:
-        _set_dose(session, before.dose_rate_e_per_px_s, before.exposure_s, 1.0)
+        session.use_dose_calibration(earlier)
+
+
+def _calibrated(
+    session: Session,
+    vacuum: bool,
+    beam_area_nm2: float | None,
+    excess_noise: float | None,
+    use: RateSource | None,
+    progress: Callable[[str], None],
+) -> DoseCalibration:
+    from tem_live.photon_transfer import estimate_gain
+
+    before = session.state
+    points, counts_per_s = _points(session, progress)
     found = estimate_gain(points, excess_noise=excess_noise)
     rates: dict[RateSource, float] = {}
     told = session.state.dose_rate_e_per_px_s
@@ -256,9 +244,8 @@ def calibrate_dose(
         if area_nm2 is not None:
             rates["current"] = dose_rate_per_A2_from_current(current_A, area_nm2)
     if vacuum:
-        assert before.pixel_size_nm, "looked at above"
-        e_per_px_s = statistics.fmean(vacuum_counts_per_s) / found.counts_per_electron
-        rates["vacuum"] = per_A2(e_per_px_s, before.pixel_size_nm)
+        assert before.pixel_size_nm, "looked at before"
+        rates["vacuum"] = per_A2(counts_per_s / found.counts_per_electron, before.pixel_size_nm)
     if use is not None:
         _check_source(use, list(rates))
     return DoseCalibration(
@@ -280,6 +267,50 @@ def calibrate_dose(
         spot_size=before.spot_size,
         magnification=before.magnification,
     )
+
+
+def _points(session: Session, progress: Callable[[str], None]) -> tuple[list[NoisePoint], float]:
+    """Noise against mean of pairs of frames, dark and at several doses.
+
+    Returns
+    -------
+    points : list of NoisePoint
+        Of all pairs.
+    counts_per_s : float
+        Mean of a lit pixel, without its offset, in counts/s at the dose rate as it is set.
+    """
+    from tem_live.photon_transfer import noise_points
+
+    before = session.state
+    counting = session.capabilities.counting_rate_limit_e_per_px_s is not None
+    floor = -math.inf if counting else None
+    progress("dark frames")
+    dark = session.take_raw(2 * PAIRS, blanked=True)
+    offset = statistics.fmean(float(frame.mean(dtype=np.float64)) for frame in dark)
+    points: list[NoisePoint] = []
+    for first, second in _pairs(dark):
+        points += noise_points(first, second, floor_counts=floor, dark=True)
+    counts_per_s: list[float] = []
+    try:
+        for step in DOSE_STEPS:
+            try:
+                share = _set_dose(session, before.dose_rate_e_per_px_s, before.exposure_s, step)
+            except RefusedError as error:
+                progress(f"{step:g} times the dose is left out: {error}")
+                continue
+            progress(f"frames of {step:g} times the dose")
+            lit = session.take_raw(2 * PAIRS)
+            for first, second in _pairs(lit):
+                points += noise_points(
+                    first, second, floor_counts=floor, saturation_counts=before.saturation_counts
+                )
+            seconds = session.exposure_s * share
+            counts_per_s += [(float(f.mean(dtype=np.float64)) - offset) / seconds for f in lit]
+    finally:
+        _set_dose(session, before.dose_rate_e_per_px_s, before.exposure_s, 1.0)
+    if not counts_per_s:
+        raise CalibrationError("the instrument accepts none of the doses, so there is no frame")
+    return points, statistics.fmean(counts_per_s)
 
 
 def disagreement(rates: Sequence[float]) -> float | None:

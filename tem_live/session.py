@@ -1101,6 +1101,11 @@ class Session:
             self._each_raw(frames, blanked, self._emergencies, lambda raw: kept.append(raw.copy()))
         return kept
 
+    @property
+    def dose_calibration(self) -> DoseCalibration | None:
+        """What counts are converted and electrons booked by; None for none."""
+        return self._calibration
+
     def use_dose_calibration(self, calibration: DoseCalibration | None) -> None:
         """Convert counts and book by this calibration from now on; None for none."""
         self._must_be_open()

@@ -102,6 +102,24 @@ def test_what_was_set_is_set_back_and_the_beam_is_off(sim: Opener):
     assert session.blanked
 
 
+def test_a_calibration_that_fails_leaves_the_one_before_in_use(
+    sim: Opener, monkeypatch: pytest.MonkeyPatch
+):
+    session = sim()
+    session.use_dose_calibration(made())
+
+    def broken(points: Any, excess_noise: float | None) -> Any:
+        # Nothing of the earlier one is in what is measured.
+        assert session.dose_calibration is None
+        raise CalibrationError("the noise does not grow with the mean")
+
+    monkeypatch.setattr("tem_live.photon_transfer.estimate_gain", broken)
+    with pytest.raises(CalibrationError, match="does not grow"):
+        calibrate_dose(session)
+    assert session.dose_calibration == made()
+    assert session.state.counts_per_electron == 44.0
+
+
 def test_without_a_rate_to_set_the_exposure_is_varied(sim: Opener):
     session = sim(
         column__driver="uniblitz",
