@@ -48,6 +48,9 @@ _T = TypeVar("_T")
 MOST_WORKERS = 2
 """Frames that are restored at the same time, each on its share of the processor's cores."""
 
+SILENT_S = 15.0
+"""A disk that takes nothing for so long does not answer: nobody waits for it any longer."""
+
 _LATER = ("model", "latency_ms", "drift_px")
 """What is known of a frame only once it is restored, and so not when its raw plane is written."""
 
@@ -169,6 +172,8 @@ class Writer:
         self._sink: Sink | None = None
         self._stream: Stream | None = None
         self._broken = False
+        self._finishing: Future[None] | None = None
+        self._jobs = 0
         self.recorded = 0
         self._thread = threading.Thread(target=self._run, name="tem-live writer", daemon=True)
         self._thread.start()
@@ -178,8 +183,16 @@ class Writer:
         """Whether frames that are handed over now are recorded."""
         return self._sink is not None and not self._broken
 
+    def check_free(self) -> None:
+        """Raise `RecordingError` while the recording before still waits for its disk."""
+        if self._finishing is not None and not self._finishing.done():
+            raise RecordingError(
+                "the recording before is not written yet, its disk does not answer; wait for it"
+            )
+
     def open(self, sink: Sink) -> None:
-        """Record from the next frame on."""
+        """Record from the next frame on. Raises as `check_free`."""
+        self.check_free()
         self.recorded = 0
         self._broken = False
         self._stream = None
@@ -204,11 +217,14 @@ class Writer:
             sink.note(attributes)
 
     def close(self) -> None:
-        """Write what is queued, then close the recording; returns when the file is closed."""
+        """Write what is queued, then close the recording; returns when the file is closed.
+
+        A disk that does not answer is told after `SILENT_S`. What it lacks is written when it does.
+        """
         sink, self._sink = self._sink, None
         if sink is None:
             return
-        done: Future[None] = Future()
+        self._finishing = done = Future[None]()
 
         def finish() -> None:
             try:
@@ -217,13 +233,32 @@ class Writer:
                 done.set_result(None)
 
         self._queue.put(finish)
-        done.result()
+        if not self._await(done):
+            self._on_error(
+                RecordingError(
+                    f"the recording lacks its last frames: its disk took nothing for {SILENT_S:g} "
+                    "s; they are written if it answers while the program runs"
+                )
+            )
 
     def shut_down(self) -> None:
-        """End the thread; a recording that is open is closed first."""
+        """End the thread; a recording that is open is closed first, as by `close`."""
         self.close()
         self._queue.put(None)
-        self._thread.join()
+        if self._finishing is None or self._await(self._finishing):
+            self._thread.join()
+
+    def _await(self, done: Future[None]) -> bool:
+        """Wait for it as long as anything is written."""
+        while True:
+            before = self._jobs
+            try:
+                done.result(SILENT_S)
+            except TimeoutError:
+                if self._jobs == before:
+                    return False
+            else:
+                return True
 
     def _hand_over(self, taken: Taken, write: Callable[[Sink, Taken], None]) -> None:
         sink = self._sink
@@ -277,6 +312,7 @@ class Writer:
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
             job()
+            self._jobs += 1
 
 
 # ------------------------------------------------------------------------------------- processing

@@ -993,6 +993,7 @@ class Session:
             self._must_be_open()
             if self._recording is not None:
                 raise RefusedError(f"already recording to {self._recording}; stop that first")
+            self._writer.check_free()
             target = Path(path)
             if not target.name:
                 raise InputError(f"{str(path)!r} is no name for a recording; give one")

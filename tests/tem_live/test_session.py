@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tem_live import pipeline as pipeline_module
 from tem_live import session as session_module
 from tem_live.errors import (
     CalibrationError,
@@ -712,6 +713,57 @@ def test_a_disk_that_cannot_keep_up_ends_the_run_and_keeps_all_it_took(
     assert "the disk cannot keep up" in (stats.stop_reason or "")
     assert len(sink.metas) == stats.frames
     assert column.blanked
+
+
+def test_a_disk_that_hangs_ends_the_run_blanked_and_told_and_gets_its_frames_in_the_end(
+    fake_session: Opener, column: FakeColumn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(pipeline_module, "SILENT_S", 0.2)
+    session = fake_session(pipeline={"slots": 4}, camera={"timeout_s": 0.2})
+    answers = threading.Event()
+    sink = Sink()
+    write = sink.write_raw
+
+    def hang(frame_id: int, raw: Any, meta: dict[str, Any]) -> None:
+        assert answers.wait(30)
+        write(frame_id, raw, meta)
+
+    sink.write_raw = hang  # type: ignore[method-assign]
+    session._writer.open(sink)
+    try:
+        run_to_end(session)
+        stats = session.stats()
+        assert "the disk cannot keep up" in (stats.stop_reason or "")
+        assert column.blanked
+        assert any("its disk took nothing" in text for _, text in session.messages)
+        with pytest.raises(RecordingError, match="is not written yet"):
+            session.record(tmp_path / "next")
+        assert not (tmp_path / "next.zarr").exists()
+    finally:
+        answers.set()
+    session.close()
+    assert sink.closed
+    assert len(sink.metas) == stats.frames
+    assert not threads()
+
+
+def test_a_session_closes_though_the_disk_of_its_recording_hangs(
+    fake_session: Opener, column: FakeColumn, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline_module, "SILENT_S", 0.1)
+    session = fake_session()
+    answers = threading.Event()
+    sink = Sink()
+    sink.write_raw = lambda *_: answers.wait(30)  # type: ignore[method-assign, assignment]
+    session._writer.open(sink)
+    session.start(2)
+    session.close()
+    assert column.log[-1] == "close"
+    assert column.blanked
+    assert not sink.closed
+    answers.set()
+    session._writer._thread.join(10)
+    assert sink.closed
 
 
 def test_a_new_layout_is_announced_to_the_recorder(fake_session: Opener, camera: FakeCamera):
