@@ -63,7 +63,7 @@ class Peer:
     faults: Mapping[str, tuple[Break, str]]
     mend: Callable[[], object]
     sent: Callable[[int], Pixels] | None = None
-    exposure_s: float = 0.005
+    exposure_s: float = 0.002
     reply_s: float = REPLY_S
 
 
@@ -584,6 +584,7 @@ def mm_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
         {},
         {"killed": (lambda: camera.core.stopSequenceAcquisition(), "ended the sequence")},
         lambda: None,
+        exposure_s=0.005,
     )
 
 
@@ -612,6 +613,7 @@ def pycromanager_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
             {"killed": (server.kill, "gone"), "stalled": (server.hang, "not answered")},
             mend,
             lambda number: np.fromfile(log, np.uint16).reshape(-1, 48, 64)[number],
+            exposure_s=0.005,
             reply_s=2.0,
         )
     finally:

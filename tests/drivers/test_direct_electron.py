@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 class TestDirectElectron(CameraConformance):
     exposure_s = 0.05
-    long_exposure_s = 5.0
+    long_exposure_s = 2.0
     first_frame_s = 60.0
 
     @pytest.fixture(autouse=True)
