@@ -17,6 +17,7 @@ from tem_live.gui.models.scale_bar import ScaleBar
 from tem_live.gui.models.view_state import Line
 from tem_live.gui.theme import PALETTE, text_font
 from tem_live.gui.views.histogram import HistogramView
+from tem_live.gui.views.picture import Picture
 
 Range = tuple[float, float, float, float]
 """Visible part of an image: x0, x1, y0, y1 in image pixels."""
@@ -137,8 +138,8 @@ class ImagePane(QFrame):
         self._box = pg.ViewBox(lockAspect=True, invertY=True, enableMenu=False)
         self._box.setDefaultPadding(0.0)
         self._graphics.setCentralItem(self._box)
-        self._image = pg.ImageItem(axisOrder="row-major")
-        self._box.addItem(self._image)
+        self._image = Picture()
+        self._box.addItem(self._image, ignoreBounds=True)
         self._map = pg.ImageItem(axisOrder="row-major")
         self._map.setZValue(5)
         self._map.hide()
@@ -166,10 +167,10 @@ class ImagePane(QFrame):
 
         A frame of another shape than the one before is fitted into the pane.
         """
-        self._image.setImage(image, autoLevels=False, levels=None)
         # A few pixels at the edges are missing where the shape is no multiple of the shrinking.
         factor = max(1, shape[0] // image.shape[0])
-        self._image.setRect(QRectF(0, 0, image.shape[1] * factor, image.shape[0] * factor))
+        rect = QRectF(0, 0, image.shape[1] * factor, image.shape[0] * factor)
+        self._image.show_values(image, rect)
         self._overlay.notice = ""
         if shape != self._shape:
             self._shape = shape
@@ -207,7 +208,7 @@ class ImagePane(QFrame):
 
     def set_colours(self, table: npt.NDArray[np.uint8] | None) -> None:
         """Colour of each grey value, (256, 3), or None for grey."""
-        self._image.setLookupTable(table)
+        self._image.set_table(table)
 
     def show_scale_bar(self, bar: ScaleBar | None, note: str) -> None:
         """Draw a scale bar, or the note that there is none."""

@@ -506,7 +506,10 @@ def test_interrupt_closes_the_session(qtbot, make_session):
 def test_interactive_run_records_from_the_start_and_remembers(qtbot, tmp_path, make_session):
     session = make_session()
 
-    def close_soon():
+    def close_once_started():
+        if "start" not in session.calls:
+            return
+        timer.stop()
         window = next(
             w
             for w in QApplication.topLevelWidgets()
@@ -514,7 +517,9 @@ def test_interactive_run_records_from_the_start_and_remembers(qtbot, tmp_path, m
         )
         window.close()
 
-    QTimer.singleShot(1000, close_soon)
+    timer = QTimer()
+    timer.timeout.connect(close_once_started)
+    timer.start(50)
     assert run_gui("x", out=tmp_path / "r.zarr", opener=lambda p, o: session) == 0
     record = session.calls.index(f"record {tmp_path / 'r.zarr'}")
     assert record < session.calls.index("start")
