@@ -623,20 +623,38 @@ def pycromanager_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
 MARKS = {"thermo": [pytest.mark.filterwarnings("ignore::ResourceWarning")]}
 """See `tests.drivers.servers.temscript.LEAVES_OPEN`."""
 
-PEERS: dict[str, Make] = {
-    "mm": mm_peer,
-    "pycromanager": pycromanager_peer,
-    "direct-electron": direct_electron_peer,
-    "gatan": gatan_peer,
-    "serval": serval_peer,
-    "merlin": merlin_peer,
-    "dectris legacy": _dectris_peer("legacy"),
-    "dectris cbor": _dectris_peer("cbor"),
-    "genicam": genicam_peer,
-    "thermo": thermo_peer,
-    "tvips": tvips_peer,
-    "jeol": jeol_peer,
-    "hamamatsu": _library_peer("hamamatsu", Dcam, lambda fake: setattr(fake, "wrong_size", True)),
-    "andor": _library_peer("andor", Atcore, lambda fake: setattr(fake, "short_by", 4)),
-    "pco": _library_peer("pco", PcoSdk, lambda fake: setattr(fake, "told_size", (48, 64))),
-}
+_ON_A_WIRE = (
+    "killed", "stalled", "wrong size", "wrong type", "truncated", "garbage", "another program",
+)  # fmt: skip
+_IN_A_LIBRARY = ("killed", "stalled", "wrong size")
+
+PEERS: dict[str, tuple[Make, tuple[str, ...]]] = {
+    "mm": (mm_peer, ("killed",)),
+    "pycromanager": (pycromanager_peer, ("killed", "stalled")),
+    "direct-electron": (
+        direct_electron_peer, ("killed", "stalled", "truncated", "garbage", "another program"),
+    ),
+    "gatan": (gatan_peer, _ON_A_WIRE),
+    "serval": (serval_peer, _ON_A_WIRE),
+    "merlin": (merlin_peer, _ON_A_WIRE),
+    "dectris legacy": (_dectris_peer("legacy"), _ON_A_WIRE),
+    "dectris cbor": (_dectris_peer("cbor"), _ON_A_WIRE),
+    "genicam": (genicam_peer, ("killed", "stalled", "wrong size", "wrong type")),
+    "thermo": (thermo_peer, (*_ON_A_WIRE, "in use")),
+    "tvips": (
+        tvips_peer, ("killed", "stalled", "wrong size", "garbage", "another program", "in use"),
+    ),
+    "jeol": (jeol_peer, tuple(name for name in (*_ON_A_WIRE, "in use") if name != "wrong type")),
+    "hamamatsu": (
+        _library_peer("hamamatsu", Dcam, lambda fake: setattr(fake, "wrong_size", True)),
+        _IN_A_LIBRARY,
+    ),
+    "andor": (
+        _library_peer("andor", Atcore, lambda fake: setattr(fake, "short_by", 4)), _IN_A_LIBRARY,
+    ),
+    "pco": (
+        _library_peer("pco", PcoSdk, lambda fake: setattr(fake, "told_size", (48, 64))),
+        _IN_A_LIBRARY,
+    ),
+}  # fmt: skip
+"""Each peer, and the faults that it knows; why others do not befall it is in docs/cameras.md."""

@@ -24,16 +24,7 @@ from tem_live.session import Session, open_session
 from tests.drivers.breakable import MARKS, PEERS, Peer
 from tests.tem_live.fakes import FakeColumn
 
-FAULTS = [
-    "killed",
-    "stalled",
-    "wrong size",
-    "wrong type",
-    "truncated",
-    "garbage",
-    "another program",
-    "in use",
-]
+FAULTS = [(name, fault) for name, (_, faults) in PEERS.items() for fault in faults]
 AMPLE_S = 30.0
 
 
@@ -45,10 +36,10 @@ def column(monkeypatch: pytest.MonkeyPatch) -> FakeColumn:
     return column
 
 
-@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, [])) for name in PEERS])
+@pytest.fixture
 def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     before = the_programs()
-    with PEERS[request.param](request) as peer:
+    with PEERS[request.param][0](request) as peer:
         yield peer
     # A thread that was given up ends when the call that held it returns.
     wait_until(lambda: the_programs() <= before)
@@ -96,6 +87,9 @@ def wait_until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.parametrize(
+    "peer", [pytest.param(name, marks=MARKS.get(name, [])) for name in PEERS], indirect=True
+)
 def test_200_frames_are_recorded_as_they_were_sent(
     peer: Peer, column: FakeColumn, tmp_path: Path
 ) -> None:
@@ -112,10 +106,12 @@ def test_200_frames_are_recorded_as_they_were_sent(
     check_recording(path, 200, peer)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("peer", "fault"),
+    [pytest.param(name, fault, marks=MARKS.get(name, [])) for name, fault in FAULTS],
+    indirect=["peer"],
+)
 def test_a_fault_amid_a_run(peer: Peer, fault: str, column: FakeColumn, tmp_path: Path) -> None:
-    if fault not in peer.faults:
-        pytest.skip(f"does not befall {peer.profile}: see docs/cameras.md")
     breaks, words = peer.faults[fault]
     path = tmp_path / "run.zarr"
     with session_of(peer) as session:
@@ -139,3 +135,11 @@ def test_a_fault_amid_a_run(peer: Peer, fault: str, column: FakeColumn, tmp_path
         peer.mend()
         wait_until(lambda: runs_again(session))
         assert column.blanked
+
+
+@pytest.mark.parametrize(
+    "peer", [pytest.param(name, marks=MARKS.get(name, [])) for name in PEERS], indirect=True
+)
+def test_every_fault_of_a_peer_is_tried(peer: Peer, request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.params["peer"]
+    assert set(peer.faults) == set(PEERS[name][1])
