@@ -498,7 +498,15 @@ def test_screenshot_whose_recording_cannot_begin_takes_no_frames(
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows delivers no SIGINT to a process")
 def test_interrupt_closes_the_session(qtbot, make_session):
     session = make_session()
-    threading.Timer(0.8, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt():
+        # Once the window listens; on a busy computer its making takes seconds.
+        while signal.getsignal(signal.SIGINT) is before or session.closed:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     assert run_gui("x", opener=lambda p, o: session) == 0
     assert session.calls[-2:] == ["blank_now", "close"]
 
