@@ -5,6 +5,8 @@ is taken for the specimen, and the noise is made again by example (`NoiseByExamp
 network learns this camera's noise on this kind of specimen. It cannot learn detail from it that
 the restorer does not show.
 
+A lattice is taken out of frames and targets, for the restorer takes it out before its network.
+
 This module imports torch; import it lazily.
 """
 
@@ -21,9 +23,11 @@ from torch.nn import functional
 
 from tem_live.models.cameras import gaussian_error
 from tem_live.models.data_device import Batch, DeviceBatches
+from tem_live.models.network import BLOCK, block_bands, conditions
 from tem_live.models.pairs import Example
+from tem_live.models.spectrum import lattice_part
 
-__all__ = ["NoiseByExample", "OwnBatches", "noise_level"]
+__all__ = ["NoiseByExample", "OwnBatches", "lattice_of", "noise_level"]
 
 Array = npt.NDArray[np.float32]
 Restore = Callable[[Array], Array]
@@ -37,6 +41,23 @@ _ALONG_PX, _ACROSS_PX = 24.0, 1.5
 def noise_level(frame: Array, restored: Array) -> float:
     """Standard deviation of what a restorer takes away, in electrons."""
     return float(np.std(frame - restored))
+
+
+def lattice_of(frame: Array) -> Array:
+    """The lattice that a restorer takes out of a frame; zeros where there is none.
+
+    See `tem_live.models.spectrum.lattice_part`. float32 (H, W), e-/px, mean 0.
+    """
+    whole = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
+    height, width = (side // BLOCK * BLOCK for side in frame.shape)
+    mean = whole.mean()
+    with torch.inference_mode():
+        blocks = functional.pixel_unshuffle(whole[None, None, :height, :width], BLOCK)
+        sigma = conditions(block_bands(blocks), mean[None])[0][0]
+        found = lattice_part((whole - mean) / sigma) if sigma > 0.0 else None
+        if found is None:
+            return np.zeros_like(frame, dtype=np.float32)
+        return np.asarray((found - found.mean()).mul_(sigma).numpy(), dtype=np.float32)
 
 
 class NoiseByExample:
@@ -137,14 +158,20 @@ class OwnBatches:
         crop_px: int,
         seed: int,
     ) -> None:
-        self._examples = tuple(examples)
+        lattices = [lattice_of(e.frame) for e in examples]
+        self._examples = tuple(
+            Example(e.frame - lattice, None if e.target is None else e.target - lattice)
+            for e, lattice in zip(examples, lattices, strict=True)
+        )
         self._simulated = simulated if share > 0.0 else None
         self._share = share if simulated is not None else 0.0
         least = min(min(e.frame.shape) for e in self._examples)
         self._crop = min(crop_px, least // 32 * 32)
         self._count = max(1, round(batch_px / self._crop**2))
         self._seed = seed
-        self._restored = [restore(e.frame) for e in self._examples]
+        self._restored = [
+            restore(e.frame) - lattice for e, lattice in zip(examples, lattices, strict=True)
+        ]
         self._noise = [
             NoiseByExample(e.frame, r) if e.target is None else None
             for e, r in zip(self._examples, self._restored, strict=True)

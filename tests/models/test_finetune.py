@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from tem_live.errors import InputError
 from tem_live.models import finetune, load_restorer, pairs, scores
-from tem_live.models.data_own import NoiseByExample, OwnBatches
+from tem_live.models.data_own import NoiseByExample, OwnBatches, lattice_of
 from tem_live.models.pairs import Example, OwnData
 from tem_live.models.training import OwnRecipe
 
@@ -227,6 +227,28 @@ def test_batches_mirror_frame_and_target_together() -> None:
     np.testing.assert_array_equal(batches.make(0).frames, batch.frames)
     assert not np.array_equal(batches.make(1).frames, batch.frames)
     assert (batch.scale > 0.0).all()
+
+
+def test_a_lattice_is_taken_out_of_frame_and_target() -> None:
+    y, x = np.indices((128, 128))
+    turns = 2.0 * np.pi / 128.0
+    waves = np.cos(turns * (21 * x + 6 * y)) + np.cos(turns * (21 * y - 6 * x))
+    scene = (10.0 + 2.0 * waves).astype(np.float32)
+    frame, target = poisson(1, scene), poisson(2, scene)
+    found = lattice_of(frame)
+    assert abs(found.mean()) < 1e-4
+    assert scores.mse(scene - scene.mean(), found) < 0.05 * float(scene.var())
+    batches = OwnBatches(
+        [Example(frame, target)], blur, None, share=0.5, batch_px=65536, crop_px=128, seed=1
+    )
+    batch = batches.make(0)
+    # Noise is left, of the variance of the mean.
+    for images in (batch.frames, batch.targets):
+        assert images.var().item() == pytest.approx(10.0, rel=0.1)
+        assert images.mean().item() == pytest.approx(10.0, rel=0.01)
+    flat = poisson(3, np.full((128, 128), 10.0, np.float32))
+    assert not lattice_of(flat).any()
+    assert not lattice_of(np.full((70, 90), 3.0, np.float32)).any()
 
 
 # -- what was gained -------------------------------------------------------------------------
