@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from scipy import special, stats
 
@@ -14,13 +12,13 @@ from tem_live.drivers.protocols import (
     Blanker,
     CameraSettings,
     DoseRateControl,
-    FrameMeta,
     HasTruth,
 )
 from tem_live.drivers.sim import Detector, PoissonTable, SimCamera, SimColumn
 from tem_live.drivers.sim_scenes import Damage, Lattice, Motion, Window, make_scene
 from tem_live.errors import NotConnectedError, OverflowedError, RefusedError
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.sim_bench import SimBench, Stack, assert_mean, assert_variance
 
 SIDE = 128
 GAIN = 10.0
@@ -45,60 +43,11 @@ QUIET: dict[str, Any] = {
     "buffer_frames": 4096,
     "seed": 7,
 }
-Stack = npt.NDArray[np.float64]
 
 
-class Clock:
-    """Time that passes only when told to."""
-
-    def __init__(self) -> None:
-        self.now = time.perf_counter() + 1.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Bench:
-    """An open simulated camera whose time is in our hands."""
-
+class Bench(SimBench):
     def __init__(self, **changes: Any) -> None:
-        self.options = SimCamera.Options(**{**QUIET, **changes})
-        self.camera = SimCamera(self.options)
-        self.beam = self.camera.microscope
-        self.clock = Clock()
-        self.beam.clock = self.clock
-        self.camera.open()
-
-    def frames(
-        self,
-        count: int,
-        settings: CameraSettings | None = None,
-        amid: Callable[[int], None] = lambda number: None,
-    ) -> tuple[Stack, list[FrameMeta]]:
-        """Frames in electrons less the pedestal; ``amid`` is called 3/10 into every exposure."""
-        state = self.camera.configure(settings or CameraSettings(0.1))
-        stack = np.empty((count, *state.frame_shape), state.dtype)
-        metas = []
-        self.camera.start(count)
-        began = self.clock.now
-        for number, buffer in enumerate(stack):
-            begin = began + number * state.frame_interval_s
-            self.clock.now = begin + 0.3 * state.exposure_s
-            amid(number)
-            self.clock.now = begin + state.frame_interval_s + 1e-6
-            metas.append(self.camera.read_into(buffer, 1.0))
-        self.camera.stop()
-        return (stack - self.options.pedestal_counts) / self.options.gain_counts_per_electron, metas
-
-
-def assert_mean(values: npt.NDArray[Any], expected: float, sigmas: float = 5.0) -> None:
-    error = values.std() / np.sqrt(values.size) + 1e-9
-    assert abs(values.mean() - expected) < sigmas * error
-
-
-def assert_variance(values: npt.NDArray[Any], expected: float, sigmas: float = 5.0) -> None:
-    deviations = (values - values.mean()) ** 2
-    assert_mean(deviations, expected, sigmas)
+        super().__init__(SimCamera(SimCamera.Options(**{**QUIET, **changes})), 0.1)
 
 
 def neighbours(stack: Stack, axis: int) -> float:

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from tem_live.drivers.protocols import (
@@ -14,7 +11,6 @@ from tem_live.drivers.protocols import (
     CameraSettings,
     Column,
     DoseRateControl,
-    FrameMeta,
     HasTruth,
     Simulated,
 )
@@ -30,6 +26,7 @@ from tem_live.drivers.sim_stem import (
 )
 from tem_live.errors import NotConnectedError, OverflowedError, RefusedError
 from tests.drivers.conformance import CameraConformance
+from tests.drivers.sim_bench import SimBench, Stack, assert_mean, assert_variance
 
 SIDE = 128
 GAIN = 20.0
@@ -61,59 +58,11 @@ QUIET: dict[str, Any] = {
     "seed": 7,
 }
 EXPOSURE_S = SIDE * (SIDE * DWELL_S + FLY_BACK_S)
-Stack = npt.NDArray[np.float64]
 
 
-class Clock:
-    """Time that passes only when told to."""
-
-    def __init__(self) -> None:
-        self.now = time.perf_counter() + 1.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Bench:
-    """An open simulated scan whose time is in our hands."""
-
+class Bench(SimBench):
     def __init__(self, **changes: Any) -> None:
-        self.options = SimStem.Options(**{**QUIET, **changes})
-        self.camera = SimStem(self.options)
-        self.beam = self.camera.microscope
-        self.clock = Clock()
-        self.beam.clock = self.clock
-        self.camera.open()
-
-    def frames(
-        self,
-        count: int,
-        exposure_s: float = EXPOSURE_S,
-        amid: Callable[[int], None] = lambda number: None,
-    ) -> tuple[Stack, list[FrameMeta]]:
-        """Frames in electrons less the pedestal; ``amid`` is called 3/10 into every frame."""
-        state = self.camera.configure(CameraSettings(exposure_s))
-        stack = np.empty((count, *state.frame_shape), state.dtype)
-        metas = []
-        self.camera.start(count)
-        began = self.clock.now
-        for number, buffer in enumerate(stack):
-            begin = began + number * state.frame_interval_s
-            self.clock.now = begin + 0.3 * state.exposure_s
-            amid(number)
-            self.clock.now = begin + state.frame_interval_s + 1e-6
-            metas.append(self.camera.read_into(buffer, 1.0))
-        self.camera.stop()
-        return (stack - self.options.pedestal_counts) / self.options.gain_counts_per_electron, metas
-
-
-def assert_mean(values: npt.NDArray[Any], expected: float, sigmas: float = 5.0) -> None:
-    error = values.std() / np.sqrt(values.size) + 1e-9
-    assert abs(values.mean() - expected) < sigmas * error
-
-
-def assert_variance(values: npt.NDArray[Any], expected: float) -> None:
-    assert_mean((values - values.mean()) ** 2, expected)
+        super().__init__(SimStem(SimStem.Options(**{**QUIET, **changes})), EXPOSURE_S)
 
 
 def tied(stack: Stack, axis: int) -> float:
@@ -177,7 +126,7 @@ def test_electrons_are_poisson_of_current_times_dwell(factor: float) -> None:
 
 
 def test_twice_the_dwell_time_is_twice_the_electrons() -> None:
-    stack, _ = Bench().frames(10, SIDE * (SIDE * 2 * DWELL_S + FLY_BACK_S))
+    stack, _ = Bench().frames(10, CameraSettings(SIDE * (SIDE * 2 * DWELL_S + FLY_BACK_S)))
     assert_mean(stack, 2 * INCIDENT)
 
 
