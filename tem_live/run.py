@@ -150,6 +150,8 @@ def _figures(session: Session, sampled: list[Frame], recording: Path | None) -> 
         "area_fluence_e_per_A2": stats.area_fluence_e_per_A2,
         "budget_e_per_A2": stats.budget_e_per_A2,
         "left_e_per_A2": stats.left_e_per_A2,
+        "coincidence_loss": stats.coincidence_loss,
+        "warnings": [text for level, text in session.messages if level != "info"],
         "blanked": state.blanked,
         "stop_reason": stats.stop_reason,
         "model": state.model,
