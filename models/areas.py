@@ -9,7 +9,6 @@ This module imports torch; import it lazily.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
