@@ -1027,7 +1027,8 @@ class Acquisition:
     def _finish(self, reason: str, error: TemLiveError | None = None) -> None:
         # The beam first: everything after this line may fail or take its time.
         self._blank()
-        if reason == "budget" and self.running:
+        if self.running and error is None and reason != "frames":
+            # A loop that lags behind its camera has frames to fetch that the specimen paid for.
             self._fetch_paid()
         self.running = False
         with contextlib.suppress(DeviceError):

@@ -191,6 +191,39 @@ def test_a_series_is_not_lit_longer_because_its_frames_are_fetched_late(sim: Ope
     assert booked(session) == pytest.approx(session.true_fluence_e_per_A2, rel=0.01)
 
 
+@pytest.mark.parametrize("seconds", [None, 0.3])
+def test_what_was_exposed_before_a_stop_is_fetched(sim: Opener, seconds: float | None):
+    session = sim(camera__exposure_s=0.01, camera__readout_s=0.0)
+    held, go = threading.Event(), threading.Event()
+
+    def hold_up(taken: object) -> None:
+        if session.stats().frames >= 3 and not held.is_set():
+            held.set()
+            assert go.wait(20)
+
+    session._acquisition.taps.append(hold_up)
+    session.start(seconds=seconds)
+    assert held.wait(10)
+    # The camera goes on by itself: ten frames more or so are exposed.
+    time.sleep(0.1 if seconds is None else seconds)
+    session.blanked = True
+    stopping = threading.Thread(target=session.stop)
+    if seconds is None:
+        stopping.start()
+        deadline = time.monotonic() + 10
+        while session._acquisition._stop_request is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+    go.set()
+    assert session.wait(20)
+    if seconds is None:
+        stopping.join(20)
+    stats = session.stats()
+    assert stats.stop_reason == ("user" if seconds is None else "seconds")
+    # 10 e-/A^2 a frame; the last one is cut short, and the blanker takes a moment.
+    assert stats.frames >= min((stats.fluence_e_per_A2 or 0) / 10 - 3, 20)
+    assert stats.frames >= 8
+
+
 # -------------------------------------------------------------------------------------- budgets
 
 
