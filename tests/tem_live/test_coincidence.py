@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from tem_live import cli
 from tem_live.coincidence import Counting, CountingModel
 from tem_live.detector_guard import DetectorGuard
 from tem_live.profiles import load_profile
@@ -102,6 +105,15 @@ def test_a_session_warns_and_has_the_figure():
     with Session(load_profile("sim", {**changes, "camera.counting_resolution_s": 2e-6})) as session:
         session.snap()
         assert not any("not counted" in text for _, text in session.messages)
+
+
+def test_a_run_without_a_window_tells_it_too():
+    options = ["camera.counting_resolution_s=0.002", "camera.scene=vacuum", "restorer.model=none"]
+    command = ["run", "--frames", "2", "--json", *(f"--set={option}" for option in options)]
+    result = CliRunner().invoke(cli.app, command)
+    told = json.loads(result.stdout.strip().splitlines()[-1])
+    assert 0.08 < told["coincidence_loss"] < 0.16
+    assert any("not counted" in text for text in told["warnings"])
 
 
 def test_an_integrating_camera_has_none():
