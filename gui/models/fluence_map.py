@@ -13,7 +13,7 @@ from tem_live.gui.models import quantities as q
 if TYPE_CHECKING:
     from tem_live.fluence_map import LedgerMap, Place
 
-OVERVIEW_CELLS = 160
+OVERVIEW_CELLS = 256
 OVERLAY_SIDE = 256
 OVERLAY_ALPHA = 80
 

@@ -71,7 +71,7 @@ def test_without_bookings_there_is_nothing_to_paint():
 def test_the_overview_is_small_however_large_the_map_is():
     far = Place(1e6, 0.0, 64.0, 64.0)
     pictures = map_pictures(read((FIELD, 10.0), (far, 30.0)), FIELD, TABLE)
-    assert max(pictures.overview.shape) <= 160
+    assert max(pictures.overview.shape) <= 256
     # Means over larger cells do not lower the scale.
     assert pictures.highest_e_per_A2 == 30.0
 
