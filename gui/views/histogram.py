@@ -85,10 +85,10 @@ class HistogramView(QWidget):
 
         counts = self._histogram.counts
         step = (self.width() - 2 * _SIDE) / max(1, counts.size)
-        x = _SIDE + step * np.concatenate(([0.0], np.arange(counts.size) + 0.5, [counts.size]))
-        y = floor - (floor - 10) * np.concatenate(([0.0], np.sqrt(counts), [0.0]))
+        across = _SIDE + step * np.concatenate(([0.0], np.arange(counts.size) + 0.5, [counts.size]))
+        up = floor - (floor - 10) * np.concatenate(([0.0], np.sqrt(counts), [0.0]))
         # Point by point it would take longer than all else that the window draws.
-        shape = arrayToQPolygonF(x, y)
+        shape = arrayToQPolygonF(across, up)
         fill = QLinearGradient(0, 6, 0, floor)
         top = QColor(PALETTE.muted)
         top.setAlpha(150)
