@@ -74,11 +74,19 @@ class UnconfirmedBlanker:
         Sends the command to blank (True) or unblank (False).
     delay_s : float
         How long the blanker takes to follow, in seconds.
+    check : callable, optional
+        Raises a `DisconnectedError` where the port was lost after a command was sent.
     """
 
-    def __init__(self, command: Callable[[bool], None], delay_s: float) -> None:
+    def __init__(
+        self,
+        command: Callable[[bool], None],
+        delay_s: float,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._command = command
         self._delay_s = delay_s
+        self._check = check
         self._lock = threading.Lock()
         self._orders = 0
         self._commanded: bool | None = None
@@ -98,25 +106,40 @@ class UnconfirmedBlanker:
         DeviceError
             The command could not be sent; what the blanker does is unknown.
         """
-        with self._lock:
-            self._orders += 1
-            order = self._orders
-            # The beam counts as on from before it is let through until it is surely off.
-            self._commanded = False if not blanked else self._commanded
-            try:
+        order = None
+        for last in (False, True):
+            with self._lock:
+                if order is None:
+                    self._orders += 1
+                    order = self._orders
+                elif order != self._orders:
+                    # Overtaken: a later command has the last word.
+                    return
+                # The beam counts as on from before it is let through until it is surely off.
+                self._commanded = False if not blanked else self._commanded
                 try:
                     self._command(blanked)
-                except DisconnectedError:
-                    self._command(blanked)
-            except BaseException:
-                self._commanded = None
-                raise
-        # Without the lock: somebody's blanking must not wait behind somebody's unblanking.
-        if self._delay_s:
-            time.sleep(self._delay_s)
-        with self._lock:
-            if order == self._orders:
+                except BaseException as error:
+                    self._commanded = None
+                    if last or not isinstance(error, DisconnectedError):
+                        raise
+                    continue
+            # Without the lock: somebody's blanking must not wait behind somebody's unblanking.
+            if self._delay_s:
+                time.sleep(self._delay_s)
+            with self._lock:
+                if order != self._orders:
+                    return
+                # A plug that came out with the command took it along, and shows only now.
+                try:
+                    self._check()
+                except BaseException as error:
+                    self._commanded = None
+                    if last or not isinstance(error, DisconnectedError):
+                        raise
+                    continue
                 self._commanded = blanked
+            return
 
     def forget(self) -> None:
         """From now on nothing is known."""
@@ -149,7 +172,7 @@ class SerialLine:
             rts=at_rest if options.signal == "rts" else True,
         )
         self._link = SerialLink(settings, simulator=lambda: self._simulated(camera))
-        self._blanker = UnconfirmedBlanker(self._send, options.delay_s)
+        self._blanker = UnconfirmedBlanker(self._send, options.delay_s, self._link.check)
 
     def open(self) -> None:
         """Connect and blank the beam. Raises `NotConnectedError`."""
@@ -197,7 +220,7 @@ class SerialLine:
         if options.signal == "text":
             text = options.blank_text if blanked else options.unblank_text
             assert text is not None, "checked by the options"
-            self._link.send(text.encode("latin-1"))
+            self._link.command(text.encode("latin-1"))
         else:
             self._link.set_line(options.signal, self._level(blanked))
 

@@ -229,6 +229,25 @@ class SerialLink:
             port.write(data)
             self._await_sent(port)
 
+    def command(self, data: bytes) -> None:
+        """Send bytes as they are to an instrument that says nothing.
+
+        What it says all the same, or a bad line, keeps no command from it. Raises as `query`.
+        """
+        with self.conversation():
+            port = self._connected()
+            port.write(data)
+            self._await_sent(port)
+            for _ in range(_LONGEST_STALE // _LONGEST_REPLY):
+                if not (waiting := port.in_waiting):
+                    break
+                port.read(min(waiting, _LONGEST_REPLY))
+
+    def check(self) -> None:
+        """Raise a `DisconnectedError` where the port is gone, as far as it shows."""
+        with self.conversation():
+            _ = self._connected().in_waiting
+
     def read_line(self, complaint: str = "nothing came") -> bytes:
         """Return the next line without its end, skipping empty ones. Raises as `query`."""
         with self.conversation():

@@ -66,7 +66,7 @@ class Uniblitz:
         self._options = options
         settings = LinkSettings(port=options.port, baud=9600, terminator=b"")
         self._link = SerialLink(settings, simulator=lambda: _simulated(options, camera))
-        self._blanker = UnconfirmedBlanker(self._send, options.delay_s)
+        self._blanker = UnconfirmedBlanker(self._send, options.delay_s, self._link.check)
 
     def open(self) -> None:
         """Connect and close the shutter. Raises `NotConnectedError`."""
@@ -105,7 +105,7 @@ class Uniblitz:
 
     def _send(self, blanked: bool) -> None:
         opens, closes = _CODES[self._options.channel]
-        self._link.send(closes if blanked else opens)
+        self._link.command(closes if blanked else opens)
 
 
 def _simulated(options: UniblitzOptions, camera: object) -> Port:
