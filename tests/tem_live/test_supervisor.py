@@ -28,6 +28,12 @@ print(session._supervisor._process.pid, flush=True)
 time.sleep(600)
 """
 
+WINDOW = """
+import sys
+from tem_live.gui.app import run_gui
+run_gui("sim-uniblitz", overrides=[f"column.port={sys.argv[1]}", "restorer.model=none"])
+"""
+
 
 class Shutter:
     """A shutter on a cable; `closed` is what its light barrier would say."""
@@ -97,6 +103,21 @@ def test_a_killed_program_leaves_the_beam_blanked_and_the_next_one_says_so(
     assert found[0].profile == "sim-uniblitz"
     assert "the beam was blanked for it" in str(found[0])
     assert last_report() is None
+
+
+def test_a_killed_window_leaves_the_beam_blanked(shutter: Shutter, tmp_path: Path) -> None:
+    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "XDG_CONFIG_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", WINDOW, shutter.cable.port]
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            assert shutter.wait(closed=False)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert shutter.wait(closed=True)
+    found: list[Report] = []
+    assert eventually(lambda: (r := last_report()) is not None and not found.append(r))
+    assert found[0].error is None
 
 
 def test_the_next_session_tells(shutter: Shutter, tmp_path: Path) -> None:
