@@ -28,7 +28,7 @@ from psygnal import Signal
 
 from tem_live import __version__
 from tem_live.account import Cost, DoseAccount
-from tem_live.calibration import Calibrator, Kind, Reference, default_path, make_gain
+from tem_live.calibration import Calibrator, Kind, default_path
 from tem_live.coincidence import Counting
 from tem_live.detector_guard import DetectorGuard
 from tem_live.dose import per_A2, per_pixel
@@ -59,8 +59,10 @@ from tem_live.frames import Backend, FrameRing, open_backend
 from tem_live.instrument import make_beam_monitor, make_camera, make_column
 from tem_live.ledger import Ledger
 from tem_live.paths import check_target
-from tem_live.pipeline import Acquisition, Beam, Processor, Stream, Taken, Writer, take_all
+from tem_live.pipeline import Acquisition, Beam, Processor, Stream, Writer, take_all
 from tem_live.profiles import Profile, load_profile
+from tem_live.raw_frames import each_raw
+from tem_live.references import References
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
 from tem_live.supervisor import Supervisor, last_report
 from tem_live.threads import let_threads_sleep
@@ -151,7 +153,7 @@ class Session:
         self._recording: Path | None = None
         self._recording_error: RecordingError | None = None
         self._models_recorded: list[dict[str, Any]] = []
-        self._references_taken: dict[Kind, Reference] = {}
+        self._references = References(profile, lambda text: self._tell("warning", text))
         self._beam = Beam()
         self._emergencies = 0
         self._analysts: dict[tuple[bool, bool], Analyst] = {}
@@ -634,7 +636,16 @@ class Session:
             self._parts.beam_shift.set_beam_shift(*mode.beam_shift_nm)
         self._whereabouts.look()
         named = self._named_area
-        area = named if mode.area is None or named is None else f"{named}-{mode.area}"
+        area = named
+        if named is not None and mode.area is not None:
+            if self._lights_own_field():
+                self._tell(
+                    "warning",
+                    f"the beam of {name} reaches into the field of {named}: booked on {named}; "
+                    "shift it further, or make it smaller",
+                )
+            else:
+                area = f"{named}-{mode.area}"
         if area != self.area:
             self._book_on(area)
         self._mode = name
@@ -1056,16 +1067,10 @@ class Session:
         if was_running:
             self.stop("reference")
         mean = self._mean_counts(frames, kind == "dark", since)
-        stream = self._stream
-        if kind == "gain":
-            dark = self._references().get("dark")
-            image = make_gain(mean, dark.image if dark else self._offset_counts())
-        else:
-            image = mean.astype(np.float32)
-        state = stream.state
-        reference = Reference(kind, image, frames, state.exposure_s, state.binning, state.roi)
+        state, offset = self._stream.state, self._offset_counts()
+        reference = self._references.make(kind, mean, frames, state, offset)
         saved = reference.save(target)
-        self._references_taken[kind] = reference
+        self._references.use(reference)
         self._acquisition.call(lambda: self._configure(self._settings)).result()
         self._tell("info", f"{kind} reference of {frames} frames saved to {saved}")
         if was_running:
@@ -1283,7 +1288,7 @@ class Session:
             )
             self._processor.forget()
         offset = state.offset_counts if given.offset_counts is None else given.offset_counts
-        references = self._references(state.frame_shape, state.binning, state.roi)
+        references = self._references.fitting(state, insist=old is None)
         dark, flat = references.get("dark"), references.get("gain")
         calibrator = Calibrator(
             self._backend.xp,
@@ -1320,42 +1325,32 @@ class Session:
             (top + height / 2 - rows / 2) * size_nm,
         )
 
+    def _lights_own_field(self) -> bool:
+        """Whether the beam reaches into the field of the mode that magnifies the area most.
+
+        Where the illuminated area is not known nobody can tell, and the profile is believed.
+        """
+        place = self._whereabouts.place
+        if place is None or place.beam is None:
+            return False
+        scale = 1.0
+        own = [m.magnification for m in self.profile.modes.values() if m.area is None]
+        steps = [magnification for magnification in own if magnification is not None]
+        if self._parts.magnification is not None and steps:
+            scale = self._parts.magnification.magnification / max(steps)
+        x_nm, y_nm, radius_nm = place.beam
+        return (
+            math.hypot(
+                max(abs(x_nm - place.x_nm) - scale * place.width_nm / 2, 0.0),
+                max(abs(y_nm - place.y_nm) - scale * place.height_nm / 2, 0.0),
+            )
+            < radius_nm
+        )
+
     def _follow_drift(self, info: FrameInfo, restored: bool) -> bool:
         """Every frame's drift, without a copy of the frame."""
         self._whereabouts.follow(info)
         return False
-
-    def _references(
-        self,
-        shape: tuple[int, int] | None = None,
-        binning: int | None = None,
-        roi: Roi | None = None,
-    ) -> dict[Kind, Reference]:
-        """References that fit frames of that kind (by default the current ones)."""
-        if shape is None or binning is None or roi is None:
-            state = self._stream.state
-            shape, binning, roi = state.frame_shape, state.binning, state.roi
-        found: dict[Kind, Reference] = {}
-        named: dict[Kind, str | None] = {
-            "dark": self.profile.calibration.dark,
-            "gain": self.profile.calibration.gain,
-        }
-        for kind, name in named.items():
-            reference = self._references_taken.get(kind)
-            if reference is None:
-                path = Path(name) if name else default_path(self.profile.name, kind)
-                if not name and not path.is_file():
-                    continue
-                reference = Reference.load(path)
-                self._references_taken[kind] = reference
-            why = reference.mismatch(shape, binning, roi)
-            if why is None:
-                found[kind] = reference
-            elif name and self._acquisition.stream is None:
-                raise CalibrationError(f"{why}; take a new one with 'tem-live calibrate {kind}'")
-            else:
-                self._tell("warning", f"{why}: it is not used")
-        return found
 
     def _mean_counts(self, frames: int, blanked: bool, since: int) -> npt.NDArray[np.float64]:
         total = np.zeros(self._stream.state.frame_shape, np.float64)
@@ -1369,35 +1364,21 @@ class Session:
         since: int,
         use: Callable[[npt.NDArray[Any]], object],
     ) -> None:
-        """Hand so many raw frames to ``use``, on the camera's thread; the beam ends blanked."""
-        # The first two frames may have begun before the beam was where it should be.
-        skip = 2
-        seen = 0
-
-        def tap(taken: Taken) -> None:
-            nonlocal seen
-            seen += 1
-            if skip < seen <= skip + frames:
-                use(taken.slot.host)
-
-        self._acquisition.taps.append(tap)
-        try:
+        def prepare() -> None:
             if blanked:
                 self._blank_quietly()
-                self._acquisition.start(frames + skip, None).result()
             else:
                 self._check_detector()
                 self._await_supervisor()
-                self._acquisition.start(
-                    frames + skip, None, lambda: self._let_beam_on(since)
-                ).result()
-            self._acquisition.wait()
-        finally:
-            self._acquisition.taps.remove(tap)
-            self._blank_quietly()
-        if seen < skip + frames:
-            reason = (self._acquisition.stop_reason or "").removeprefix("error: ")
-            raise DeviceError(f"only {max(seen - skip, 0)} of {frames} frames came: {reason}")
+
+        each_raw(
+            self._acquisition,
+            frames,
+            use,
+            prepare,
+            unblank=None if blanked else lambda: self._let_beam_on(since),
+            blank=self._blank_quietly,
+        )
 
     def _pixel_size_of(self, state: CameraState) -> float | None:
         """Size of a binned pixel at the specimen in nm, from whoever knows it best."""
