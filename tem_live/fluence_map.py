@@ -77,6 +77,18 @@ class Place:
         x, y, radius = self.beam
         return x - radius, y - radius, x + radius, y + radius
 
+    def beam_reaches_field(self, scale: float = 1.0) -> bool:
+        """Whether the lit disc reaches into the field of view; False where it is unknown.
+
+        ``scale`` makes the field larger or smaller about its middle, as for other optics.
+        """
+        if self.beam is None:
+            return False
+        x, y, radius = self.beam
+        beside = max(abs(x - self.x_nm) - scale * self.width_nm / 2, 0.0)
+        below = max(abs(y - self.y_nm) - scale * self.height_nm / 2, 0.0)
+        return math.hypot(beside, below) < radius
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, to a thousandth of a nm."""
         beam = None if self.beam is None else [round(value, 3) for value in self.beam]

@@ -1331,21 +1331,14 @@ class Session:
         Where the illuminated area is not known nobody can tell, and the profile is believed.
         """
         place = self._whereabouts.place
-        if place is None or place.beam is None:
+        if place is None:
             return False
         scale = 1.0
         own = [m.magnification for m in self.profile.modes.values() if m.area is None]
         steps = [magnification for magnification in own if magnification is not None]
         if self._parts.magnification is not None and steps:
             scale = self._parts.magnification.magnification / max(steps)
-        x_nm, y_nm, radius_nm = place.beam
-        return (
-            math.hypot(
-                max(abs(x_nm - place.x_nm) - scale * place.width_nm / 2, 0.0),
-                max(abs(y_nm - place.y_nm) - scale * place.height_nm / 2, 0.0),
-            )
-            < radius_nm
-        )
+        return place.beam_reaches_field(scale)
 
     def _follow_drift(self, info: FrameInfo, restored: bool) -> bool:
         """Every frame's drift, without a copy of the frame."""

@@ -564,6 +564,31 @@ def test_a_mode_that_lights_a_place_beside_books_on_an_area_of_its_own(sim: Open
     assert session.area is None
 
 
+@pytest.mark.parametrize(("shift_nm", "beside"), [(30.0, False), (40.0, True)])
+def test_a_beam_that_reaches_into_the_field_is_booked_on_the_area_itself(
+    sim: Opener, shift_nm: float, beside: bool
+):
+    # The field of record is 25.6 nm wide, that of focus half as much; the beam's radius 21.7 nm.
+    session = sim(
+        dose__area="square5",
+        dose__budget_e_per_A2=100.0,
+        modes__focus__area="focus",
+        modes__focus__beam_shift_nm=[shift_nm, 0.0],
+        **{f"modes__{name}__beam_shift_nm": [0.0, 0.0] for name in ("search", "view", "record")},
+    )
+    session.use_mode("record")
+    session.use_mode("focus")
+    assert session.area == ("square5-focus" if beside else "square5")
+    told = [text for _, text in session.messages if "reaches into the field of square5" in text]
+    assert len(told) == (0 if beside else 1)
+    session.snap()
+    session.use_mode("record")
+    assert session.area == "square5"
+    left = session.cost().left_e_per_A2
+    assert left is not None
+    assert (left == 100.0) is beside
+
+
 def test_a_mode_with_an_area_beside_needs_all_beam_shifts():
     with pytest.raises(
         ProfileError, match=r"mode 'search' needs beam_shift_nm, since mode 'focus'"
