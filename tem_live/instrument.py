@@ -1,13 +1,19 @@
-"""From a profile to drivers: entry points name the classes, so that a package can add its own."""
+"""From a profile to drivers and the restorer.
+
+Entry points name the classes, so that a package can add its own.
+"""
 
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tem_live.drivers.protocols import BeamMonitor, BesideCamera, Camera, Column
 from tem_live.errors import NotConnectedError, ProfileError
 from tem_live.profiles import Profile, check_options
+
+if TYPE_CHECKING:
+    from tem_live.models import Restorer
 
 CAMERAS = "tem_live.cameras"
 COLUMNS = "tem_live.columns"
@@ -57,6 +63,21 @@ def make_beam_monitor(profile: Profile, camera: Camera) -> BeamMonitor | None:
     if isinstance(monitor, BesideCamera):
         monitor.beside(camera)
     return monitor
+
+
+def make_restorer(profile: Profile, model: str) -> Restorer | None:
+    """A restorer on the profile's device, by its name or the path of weights; None for ``"none"``.
+
+    Raises
+    ------
+    ModelError
+        It is unknown or broken, or the device is missing.
+    """
+    if model == "none":
+        return None
+    from tem_live.models import load_restorer
+
+    return load_restorer(model, profile.restorer.device, profile.restorer.precision)
 
 
 def _load(group: str, name: str, what: str) -> Any:

@@ -392,6 +392,11 @@ class Processor:
             self.first_restored: float | None = None
             self.last_restored: float | None = None
 
+    @property
+    def restore_fps(self) -> float:
+        """Restored frames per second of the run; 0 where there are not two."""
+        return _rate(self.restored, self.first_restored, self.last_restored)
+
     def set_restorer(self, restorer: LiveRestorer | None) -> None:
         """Restore with this one from the next frame on."""
         with self._changed:
@@ -731,6 +736,11 @@ class Acquisition:
 
     # -- from other threads
 
+    @property
+    def fps(self) -> float:
+        """Raw frames per second of the run; 0 where there are not two."""
+        return _rate(self.frames, self.first_frame, self.last_frame)
+
     def call(self, work: Callable[[], _T]) -> Future[_T]:
         """Run ``work`` on the camera's thread, the camera stopped around it if it runs."""
         future: Future[_T] = Future()
@@ -1045,3 +1055,9 @@ class Acquisition:
             self._on_stopped(reason)
         finally:
             self._idle.set()
+
+
+def _rate(count: int, first: float | None, last: float | None) -> float:
+    if first is None or last is None or count < 2 or last <= first:
+        return 0.0
+    return (count - 1) / (last - first)

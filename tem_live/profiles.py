@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tem_live.coincidence import CountingModel
+from tem_live.coincidence import Counting, CountingModel
 from tem_live.errors import InputError, ProfileError
 from tem_live.ledger import check_area
 
@@ -93,6 +93,13 @@ class CameraProfile(_Open):
     counting_resolution_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     counting_model: CountingModel = "binary"
     counting_footprint_px: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @property
+    def counting(self) -> Counting | None:
+        """How the camera counts; None where that is not known."""
+        if self.counting_resolution_s is None:
+            return None
+        return Counting(self.counting_resolution_s, self.counting_model, self.counting_footprint_px)
 
 
 class ColumnProfile(_Open):
