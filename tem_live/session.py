@@ -29,7 +29,6 @@ from psygnal import Signal
 from tem_live import __version__
 from tem_live.account import Cost, DoseAccount
 from tem_live.calibration import Calibrator, Kind, default_path
-from tem_live.coincidence import Counting
 from tem_live.detector_guard import DetectorGuard
 from tem_live.dose import per_A2, per_pixel
 from tem_live.dose_calibration import DoseCalibration, saved_calibration
@@ -56,8 +55,10 @@ from tem_live.errors import (
 )
 from tem_live.fluence_map import LedgerMap, Place
 from tem_live.frames import Backend, FrameRing, open_backend
-from tem_live.instrument import make_beam_monitor, make_camera, make_column
+from tem_live.in_order import in_order
+from tem_live.instrument import make_beam_monitor, make_camera, make_column, make_restorer
 from tem_live.ledger import Ledger
+from tem_live.magnifications import MagnificationTable
 from tem_live.paths import check_target
 from tem_live.pipeline import Acquisition, Beam, Processor, Stream, Writer, take_all
 from tem_live.profiles import Profile, load_profile
@@ -168,6 +169,7 @@ class Session:
         self._mode: str | None = None
         self._named_area = profile.dose.area
         self._magnification_at_start: float | None = None
+        self._magnifications = MagnificationTable(profile.magnifications)
         self._settings = CameraSettings(
             profile.camera.exposure_s, profile.camera.binning, profile.camera.roi
         )
@@ -178,7 +180,7 @@ class Session:
         self._column = make_column(profile, self._camera)
         self._monitor = make_beam_monitor(profile, self._camera)
         self._calibration = saved_calibration(profile.name)
-        self._restorer: Restorer | None = _load_restorer(profile.restorer.model, profile)
+        self._restorer: Restorer | None = make_restorer(profile, profile.restorer.model)
         device = str(self._restorer.device) if self._restorer else "cpu"
         self._backend: Backend = open_backend(device)
         self._supervisor: Supervisor | None = None
@@ -198,7 +200,7 @@ class Session:
                 self._camera.capabilities.counting_rate_limit_e_per_px_s,
                 on_over=self._on_too_bright,
                 on_coincidence=lambda text: self._tell("warning", text),
-                counting=_counting(profile),
+                counting=profile.camera.counting,
                 most_loss=profile.dose.coincidence_loss,
             )
             self._supervisor = self._watch_over_beam()
@@ -253,7 +255,11 @@ class Session:
             self._closing.callback(self._close_column, self._column)
             self._column.open()
             self._column_opened = True
-        self._parts = ColumnParts.of(self._column)
+        self._parts = self._magnifications.applied_to(ColumnParts.of(self._column))
+        if self._magnifications and self._parts.magnification is None:
+            self._tell(
+                "warning", "no column tells the magnification: [[magnifications]] is not used"
+            )
         if self._parts.blanker_latency is not None:
             self._account.latency_s = self._parts.blanker_latency.blanker_latency_s
         if self._parts.magnification is not None:
@@ -332,11 +338,9 @@ class Session:
         latencies = np.array(processor.latencies_ms)
         return RunStats(
             frames=acquisition.frames,
-            fps=_rate(acquisition.frames, acquisition.first_frame, acquisition.last_frame),
+            fps=acquisition.fps,
             restored=processor.restored,
-            restore_fps=_rate(
-                processor.restored, processor.first_restored, processor.last_restored
-            ),
+            restore_fps=processor.restore_fps,
             latency_ms_p50=float(np.percentile(latencies, 50)) if latencies.size else None,
             latency_ms_p99=float(np.percentile(latencies, 99)) if latencies.size else None,
             dropped_raw=acquisition.dropped_raw,
@@ -816,7 +820,7 @@ class Session:
         try:
             if own_run:
                 self.start(frames=n)
-            yield from _in_order(inbox, first, n)
+            yield from in_order(inbox, first, n)
         finally:
             end()
             self.stopped.disconnect(ended)
@@ -1375,6 +1379,10 @@ class Session:
 
     def _pixel_size_of(self, state: CameraState) -> float | None:
         """Size of a binned pixel at the specimen in nm, from whoever knows it best."""
+        if self._magnification:
+            calibrated = self._magnifications.pixel_size_nm(self._magnification)
+            if calibrated is not None:
+                return calibrated * state.binning
         given, column = self.profile.camera.pixel_size_nm, self._parts.magnification
         if given is not None:
             start, now = self._magnification_at_start, self._magnification
@@ -1507,7 +1515,7 @@ class Session:
             self._tell("error", f"THE BEAM COULD NOT BE BLANKED, close the valves: {error}")
 
     def _set_model(self, name: str) -> None:
-        restorer = _load_restorer(name, self.profile)
+        restorer = make_restorer(self.profile, name)
         if restorer and open_backend(str(restorer.device)).name != self._backend.name:
             raise RefusedError(
                 f"model '{name}' would run on {restorer.device}, this session's frames live on "
@@ -1599,44 +1607,3 @@ class Session:
     def _tell(self, level: str, text: str) -> None:
         self.messages.append((level, text))
         self.message.emit(level, text)
-
-
-def _counting(profile: Profile) -> Counting | None:
-    camera = profile.camera
-    if camera.counting_resolution_s is None:
-        return None
-    return Counting(
-        camera.counting_resolution_s, camera.counting_model, camera.counting_footprint_px
-    )
-
-
-def _load_restorer(name: str, profile: Profile) -> Restorer | None:
-    if name == "none":
-        return None
-    from tem_live.models import load_restorer
-
-    return load_restorer(name, profile.restorer.device, profile.restorer.precision)
-
-
-def _in_order(inbox: queue.SimpleQueue[Frame | str], first: int, n: int) -> Iterator[Frame]:
-    """Frames ``first`` to ``first + n - 1``; one being restored may be overtaken by later ones."""
-    early: dict[int, Frame] = {}
-    following, end = first, first + n
-    while following < end:
-        item = inbox.get()
-        if isinstance(item, str):
-            yield from (early[frame_id] for frame_id in sorted(early) if frame_id < end)
-            if item.startswith("error: "):
-                raise DeviceError(item.removeprefix("error: "))
-            return
-        if item.meta.frame_id >= first:
-            early[item.meta.frame_id] = item
-        while following < end and following in early:
-            yield early.pop(following)
-            following += 1
-
-
-def _rate(count: int, first: float | None, last: float | None) -> float:
-    if first is None or last is None or count < 2 or last <= first:
-        return 0.0
-    return (count - 1) / (last - first)

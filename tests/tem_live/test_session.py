@@ -584,7 +584,7 @@ def fails(*_: Any, **__: Any) -> Any:
 
 
 STEPS = {
-    "restorer": ("tem_live.session._load_restorer", []),
+    "restorer": ("tem_live.session.make_restorer", []),
     "ledger": ("tem_live.session.Ledger", []),
     "camera": ("tests.tem_live.fakes.FakeCamera.open", ["camera"]),
     "column": ("tests.tem_live.fakes.FakeColumn.open", ["column", "camera"]),
