@@ -244,6 +244,24 @@ class ModeProfile(_Strict):
     binning: int | None = Field(default=None, ge=1)
 
 
+class MagnificationProfile(_Strict):
+    """An entry of ``[[magnifications]]``: what was measured at a magnification.
+
+    Attributes
+    ----------
+    magnification : float
+        Nominal, as the column tells it.
+    pixel_size_nm : float or None
+        Size of an unbinned pixel at the specimen in nm.
+    beam_area_nm2 : float or None
+        Illuminated area at the specimen in nm², as the beam is spread at this magnification.
+    """
+
+    magnification: float = Field(gt=0, allow_inf_nan=False)
+    pixel_size_nm: float | None = Field(default=None, ge=1e-6, le=1e9)
+    beam_area_nm2: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+
 class PipelineProfile(_Strict):
     """``[pipeline]``: buffers and analysis.
 
@@ -273,6 +291,7 @@ class Profile(_Strict):
     calibration: CalibrationProfile = CalibrationProfile()
     dose: DoseProfile = DoseProfile()
     modes: dict[str, ModeProfile] = Field(default_factory=dict)
+    magnifications: tuple[MagnificationProfile, ...] = ()
     pipeline: PipelineProfile = PipelineProfile()
 
     @field_validator("modes")
