@@ -9,8 +9,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 run: $(VENV)/.run
 	$(BIN)/tem-live gui --profile sim
 
+# Many tests wait for a timeout or a simulator: three at once on two cores.
 test: $(VENV)/.test
-	QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest -n 3 --dist loadfile
 
 # Against programs that others wrote, as far as they are installed.
 peers: $(VENV)/.test

@@ -63,8 +63,6 @@ def test_the_evaluation_prints_a_table(capsys: pytest.CaptureFixture[str]) -> No
             "5",
             "--camera",
             "poisson",
-            "--pair",
-            "nowhere",
             "--json",
         ]
     )

@@ -269,7 +269,9 @@ def test_an_exposure_that_does_not_fit_is_not_begun(sim: Opener):
 def test_a_free_running_camera_overspends_by_a_frame_and_the_blanker_at_most(
     sim: Opener, tmp_path: Path
 ):
-    session = sim(dose__budget_e_per_A2=100.0, column__blanker_latency_s=0.02)
+    session = sim(
+        dose__budget_e_per_A2=100.0, dose__warn_fraction=0.2, column__blanker_latency_s=0.02
+    )
     path = session.record(tmp_path / "run")
     run(session)
     stats = session.stats()
