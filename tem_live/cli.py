@@ -24,6 +24,7 @@ from tem_live.paths import check_target, numbered
 from tem_live.threads import let_threads_sleep, switch_quickly
 
 if TYPE_CHECKING:
+    from tem_live.account import Cost
     from tem_live.models.training import Progress, Recipe
     from tem_live.profiles import Profile
     from tem_live.state import RunStats
@@ -158,7 +159,17 @@ def run(
     loaded = _load(profile, overrides)
     progress = None if json_ else _progress
     with _ended_in_order():
-        figures = acquire(loaded, frames, seconds, out, progress, fidelity, target_resolution, mode)
+        figures = acquire(
+            loaded,
+            frames,
+            seconds,
+            out,
+            progress,
+            fidelity,
+            target_resolution,
+            mode,
+            on_cost=None if json_ else _tell_cost,
+        )
     reason = figures["stop_reason"] or ""
     _print(figures, json_)
     if reason.startswith("error: "):
@@ -817,6 +828,19 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value, default=str)
     return str(value)
+
+
+def _tell_cost(cost: Cost) -> None:
+    """What a run costs, on the terminal before the beam comes on."""
+    if cost.e_per_A2 is None:
+        said = "cost: not known before the first frame"
+    else:
+        said = f"cost: {cost.e_per_A2:.3g} e-/Å² ({cost.source})"
+    if cost.left_e_per_A2 is not None:
+        said += f", {cost.left_e_per_A2:.3g} left"
+        if not cost.fits:
+            said += ": it ends where the budget does"
+    typer.echo(said, err=True)
 
 
 def _progress(stats: RunStats) -> None:

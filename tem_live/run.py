@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tem_live.account import Cost
 from tem_live.errors import InputError
 from tem_live.paths import numbered
 from tem_live.profiles import Profile
@@ -44,6 +45,7 @@ def run(
     fidelity: bool = False,
     target_resolution_nm: float | None = None,
     mode: str | None = None,
+    on_cost: Callable[[Cost], None] | None = None,
 ) -> dict[str, Any]:
     """Acquire without a window.
 
@@ -65,6 +67,8 @@ def run(
         ``fidelity``.
     mode : str, optional
         Set of optics of the profile to take them with; see `Session.use_mode`.
+    on_cost : callable of Cost, optional
+        Told what the run is going to cost, before the beam comes on.
 
     Returns
     -------
@@ -93,6 +97,9 @@ def run(
         end = session.subscribe(sampler.receive, sampler.wants)
         loop = None if target_resolution_nm is None else session.minimise(target_resolution_nm)
         watch = loop.watch if loop else session.watch() if fidelity else None
+        cost = session.cost(frames=_frames_of(session, frames, seconds))
+        if on_cost is not None:
+            on_cost(cost)
         try:
             session.start(frames, seconds)
             while not session.wait(0.5):
@@ -108,10 +115,20 @@ def run(
         seen = WatchState() if watch is None else watch.state
         return {
             **_figures(session, sampler.frames, recording),
+            "cost_e_per_A2": cost.e_per_A2,
             "fidelity": fidelity_as_dict(seen.fidelity),
             "damage": damage_as_dict(seen.damage),
             "minimise": lasted,
         }
+
+
+def _frames_of(session: Session, frames: int | None, seconds: float | None) -> int:
+    """How many frames a run takes at most, as the camera is set."""
+    at_most = [] if frames is None else [frames]
+    if seconds is not None:
+        interval_s = session.state.frame_interval_s or session.state.exposure_s
+        at_most.append(max(1, math.ceil(seconds / interval_s)))
+    return min(at_most)
 
 
 def _target(out: Path, profile: Profile) -> Path:

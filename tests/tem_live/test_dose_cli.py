@@ -73,6 +73,31 @@ def test_a_run_says_what_it_booked_and_the_ledger_keeps_it(invoke: Invoke, tmp_p
     assert sum(float(row["e_per_A2"] or 0) for row in rows) == pytest.approx(both)
 
 
+def test_a_run_says_what_it_costs_before_the_beam_comes_on(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+):
+    at_start: list[float] = []
+    start = Session.start
+
+    def noted(session: Session, *length: Any) -> None:
+        sys.stderr.write("BEAM\n")
+        at_start.append(session.true_fluence_e_per_A2 or 0.0)
+        start(session, *length)
+
+    monkeypatch.setattr(Session, "start", noted)
+    # 25 e-/A^2 in a second: 10 frames of 5 ms, or 0.05 s of them.
+    dear = ("run", "--budget", "50", *QUICK)
+    for length in (("--frames", "10"), ("--seconds", "0.05")):
+        _, _, said = invoke(*dear, *length)
+        assert "e-/Å² (incident), 50 left\nBEAM" in said
+        assert float(said.split("cost: ")[1].split()[0]) == pytest.approx(1.25, rel=0.1)
+    _, _, said = invoke("run", "--budget", "0.5", "--frames", "40", *QUICK)
+    assert "5 e-/Å² (incident), 0.5 left: it ends where the budget does" in said
+    figures = last_json(invoke(*dear, "--frames", "10", "--json")[1])
+    assert figures["cost_e_per_A2"] == pytest.approx(1.25, rel=0.1)
+    assert len(at_start) == 4
+
+
 def test_a_killed_run_is_in_the_ledger_up_to_its_last_frame(tmp_path: Path):
     command = [sys.executable, "-m", "tem_live", "run", "--seconds", "60", "--area", "a", *QUICK]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
