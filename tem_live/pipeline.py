@@ -40,7 +40,7 @@ from tem_live.errors import (
     TemLiveError,
 )
 from tem_live.frames import FrameRing, Slot
-from tem_live.state import Frame, FrameInfo
+from tem_live.state import BeamState, Frame, FrameInfo
 from tem_live.threads import arithmetic_threads, set_arithmetic_threads, stand_back
 
 _T = TypeVar("_T")
@@ -144,14 +144,6 @@ class Subscription:
 def take_all(info: FrameInfo, restored: bool) -> bool:
     """Every frame, restored or not."""
     return True
-
-
-@dataclass(frozen=True)
-class Beam:
-    """What the column was last set to, as read back; None where it has no such control."""
-
-    dose_rate_e_per_A2_s: float | None = None
-    blanked: bool | None = None
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -669,7 +661,7 @@ class Acquisition:
     account : DoseAccount
         Books what came in, and says when the budget is spent.
     beam : callable
-        Gives the `Beam` as last read back.
+        Gives the `BeamState` as last read back.
     blank : callable
         Takes the beam off; must not raise.
     pause : callable
@@ -688,7 +680,7 @@ class Acquisition:
         writer: Writer,
         processor: Processor,
         account: DoseAccount,
-        beam: Callable[[], Beam],
+        beam: Callable[[], BeamState],
         blank: Callable[[], None],
         pause: Callable[[], Callable[[], None]],
         timeout_s: float,
@@ -723,7 +715,7 @@ class Acquisition:
         self._slot_ring: FrameRing | None = None
         self._times = FrameTimes(0.0)
         self._unblanked_at: float | None = None
-        self._exposed_with: Beam | None = None
+        self._exposed_with: BeamState | None = None
         self.lead_s = 0.0
         """Time from letting the beam through to the first exposure's begin, when last measured."""
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -984,7 +976,7 @@ class Acquisition:
         return self._slot
 
     def _hand_on(
-        self, stream: Stream, slot: Slot, meta: FrameMeta, arrived_s: float, beam: Beam
+        self, stream: Stream, slot: Slot, meta: FrameMeta, arrived_s: float, beam: BeamState
     ) -> float:
         """Book a frame and pass it on; returns when its exposure ended, by the beam's clock."""
         now = time.perf_counter()

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,21 +28,18 @@ from psygnal import Signal
 
 from tem_live import __version__
 from tem_live.account import Cost, DoseAccount
+from tem_live.beam import Beam
 from tem_live.calibration import Calibrator, Kind, default_path
 from tem_live.detector_guard import DetectorGuard
 from tem_live.dose import per_A2, per_pixel
 from tem_live.dose_calibration import DoseCalibration, saved_calibration
 from tem_live.drivers.protocols import (
-    Blanker,
     CameraCapabilities,
     CameraSettings,
     CameraState,
-    Column,
-    ColumnParts,
     HasTrueFluence,
     HasTruth,
     Roi,
-    Simulated,
 )
 from tem_live.errors import (
     CalibrationError,
@@ -58,14 +55,12 @@ from tem_live.frames import Backend, FrameRing, open_backend
 from tem_live.in_order import in_order
 from tem_live.instrument import make_beam_monitor, make_camera, make_column, make_restorer
 from tem_live.ledger import Ledger
-from tem_live.magnifications import MagnificationTable
 from tem_live.paths import check_target
-from tem_live.pipeline import Acquisition, Beam, Processor, Stream, Writer, take_all
+from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
 from tem_live.profiles import Profile, load_profile
-from tem_live.raw_frames import each_raw
+from tem_live.raw_frames import each_raw, mean_counts
 from tem_live.references import References
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
-from tem_live.supervisor import Supervisor, last_report
 from tem_live.threads import let_threads_sleep
 from tem_live.whereabouts import Field, Whereabouts
 
@@ -76,8 +71,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cost", "Frame", "FrameInfo", "RunStats", "Session", "SessionState", "open_session"]
 
-SUPERVISOR_STARTS_S = 20.0
-_UNWATCHED = "no second process watches over the beam: it stays on if this program is killed"
 _SETTINGS = (
     "exposure_s",
     "binning",
@@ -147,43 +140,32 @@ class Session:
         let_threads_sleep()
         self.profile = profile
         self._lock = threading.RLock()
-        self._beam_lock = threading.Lock()
-        self._noting = threading.RLock()
         self._closed = False
         self._lost = False
         self._recording: Path | None = None
         self._recording_error: RecordingError | None = None
         self._models_recorded: list[dict[str, Any]] = []
         self._references = References(profile, lambda text: self._tell("warning", text))
-        self._beam = Beam()
-        self._emergencies = 0
         self._analysts: dict[tuple[bool, bool], Analyst] = {}
         self._watches: list[Watch] = []
         self._minimiser: DoseMinimiser | None = None
         # What ends all that was begun, the last first, however far the opening comes.
         self._closing = contextlib.ExitStack()
         self.messages: deque[tuple[str, str]] = deque(maxlen=50)
-        self._parts = ColumnParts()
-        self._spot_size: int | None = None
-        self._magnification: float | None = None
         self._mode: str | None = None
         self._named_area = profile.dose.area
-        self._magnification_at_start: float | None = None
-        self._magnifications = MagnificationTable(profile.magnifications)
         self._settings = CameraSettings(
             profile.camera.exposure_s, profile.camera.binning, profile.camera.roi
         )
-        self._column_opened = False
         self._map: LedgerMap | None = None
         # What is quick to refuse comes before the network's weights, and those before a device.
         self._camera = make_camera(profile)
-        self._column = make_column(profile, self._camera)
+        column = make_column(profile, self._camera)
         self._monitor = make_beam_monitor(profile, self._camera)
-        self._calibration = saved_calibration(profile.name)
+        calibration = saved_calibration(profile.name)
         self._restorer: Restorer | None = make_restorer(profile, profile.restorer.model)
         device = str(self._restorer.device) if self._restorer else "cpu"
         self._backend: Backend = open_backend(device)
-        self._supervisor: Supervisor | None = None
         self._account = DoseAccount(
             self._ledger(profile.dose.area),
             profile.dose.budget_e_per_A2,
@@ -191,8 +173,17 @@ class Session:
             on_warning=lambda text: self._tell("warning", text),
             on_spent=self._on_spent,
         )
+        self._beam = Beam(
+            profile,
+            column,
+            self._account,
+            calibration,
+            why_not=self._why_not_lit,
+            on_too_bright=self._on_too_bright,
+            tell=self._tell,
+        )
         try:
-            self._closing.callback(self._release_supervisor)
+            self._closing.callback(self._beam.release_supervisor)
             self._closing.callback(self._account.close)
             self._open_devices()
             self._guard = DetectorGuard(
@@ -203,7 +194,7 @@ class Session:
                 counting=profile.camera.counting,
                 most_loss=profile.dose.coincidence_loss,
             )
-            self._supervisor = self._watch_over_beam()
+            self._beam.watch_over()
             self._writer = Writer(self._on_recording_error)
             self._closing.callback(self._writer.shut_down)
             self._processor = Processor(
@@ -220,16 +211,16 @@ class Session:
                 self._writer,
                 self._processor,
                 self._account,
-                beam=lambda: self._beam,
-                blank=self._blank_quietly,
-                pause=self._pause_beam,
+                beam=lambda: self._beam.state,
+                blank=self._beam.blank_quietly,
+                pause=self._beam.pause,
                 timeout_s=profile.camera.timeout_s,
                 overflow=profile.camera.overflow,
                 on_stopped=self._on_stopped,
             )
             self._closing.callback(self._acquisition.shut_down)
             self._whereabouts = Whereabouts(
-                self._parts,
+                self._beam.parts,
                 profile.column.stage_axes,
                 self._field,
                 next_frame=lambda: self._acquisition.next_id,
@@ -251,30 +242,19 @@ class Session:
         if self._monitor is not None:
             # It is opened when it is asked.
             self._closing.callback(self._monitor.close)
-        if self._column is not None:
-            self._closing.callback(self._close_column, self._column)
-            self._column.open()
-            self._column_opened = True
-        self._parts = self._magnifications.applied_to(ColumnParts.of(self._column))
-        if self._magnifications and self._parts.magnification is None:
-            self._tell(
-                "warning", "no column tells the magnification: [[magnifications]] is not used"
-            )
-        if self._parts.blanker_latency is not None:
-            self._account.latency_s = self._parts.blanker_latency.blanker_latency_s
-        if self._parts.magnification is not None:
-            self._magnification_at_start = self._parts.magnification.magnification
+        self._closing.callback(self._beam.close_column)
+        self._beam.open_column()
 
     def _set_up(self) -> None:
         """Blank the beam, and set the instrument as the profile says."""
-        self._read_beam()
-        self._blank_quietly()
+        self._beam.read()
+        self._beam.blank_quietly()
         self._acquisition.call(lambda: self._configure(self._settings)).result()
         rate_e_per_px_s = self.profile.column.dose_rate_e_per_px_s
         if rate_e_per_px_s is not None:
             unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
-            self._set_dose_rate(per_A2(rate_e_per_px_s, unbinned_nm))
-        self._read_beam()
+            self._beam.set_dose_rate(per_A2(rate_e_per_px_s, unbinned_nm))
+        self._beam.read()
         since = self._account_opened()
         if since is not None:
             self._tell("warning", since)
@@ -282,12 +262,8 @@ class Session:
     def _give_up_opening(self, error: BaseException) -> None:
         """Blank, and close what was opened. Raises `DeviceError` where the beam stays on."""
         self._closed = True
-        if self._parts.blanker is None and hasattr(type(self._column), "set_blanked"):
-            # It did not come to telling what it can do.
-            self._parts = ColumnParts(blanker=cast(Blanker, self._column))
         try:
-            if self._parts.blanker is not None and self._column_opened:
-                self._set_blanked(True)
+            self._beam.blank_unfinished()
         except Exception as failure:
             raise DeviceError(
                 f"{error}; and THE BEAM COULD NOT BE BLANKED, close the valves: {failure}"
@@ -305,7 +281,7 @@ class Session:
     @property
     def state(self) -> SessionState:
         """Settings as last read back; does not ask a device."""
-        stream, beam = self._stream, self._beam
+        stream, beam = self._stream, self._beam.state
         rate = beam.dose_rate_e_per_A2_s
         pixel_size_nm = stream.pixel_size_nm
         return SessionState(
@@ -326,8 +302,8 @@ class Session:
             running=self._acquisition.running,
             recording=self._recording,
             area=self._account.area,
-            spot_size=self._spot_size,
-            magnification=self._magnification,
+            spot_size=self._beam.spot_size,
+            magnification=self._beam.magnification,
             mode=self._mode,
             precision=self._restorer.precision if self._restorer else None,
         )
@@ -465,7 +441,7 @@ class Session:
     @property
     def blanked(self) -> bool | None:
         """Whether the beam is off the specimen; None where there is no blanker."""
-        return self._beam.blanked
+        return self._beam.state.blanked
 
     @blanked.setter
     def blanked(self, value: bool) -> None:
@@ -533,7 +509,7 @@ class Session:
     @property
     def stage_position_um(self) -> tuple[float, float] | None:
         """(x, y) of the stage in µm, read back; None where no column steers it."""
-        return None if self._parts.stage is None else self._parts.stage.stage_position_um
+        return None if self._beam.parts.stage is None else self._beam.parts.stage.stage_position_um
 
     def move_stage(self, x_um: float, y_um: float) -> tuple[float, float]:
         """Move the stage; the beam is blanked, and no frame taken, while it moves.
@@ -555,25 +531,24 @@ class Session:
         DeviceError
             It failed. The beam stays blanked.
         """
-        stage = self._parts.stage
+        stage = self._beam.parts.stage
         if stage is None:
             raise RefusedError("this instrument's stage cannot be moved from here")
         self._must_be_open()
-        since = self._emergencies
+        since = self._beam.emergencies
         running = self._acquisition.running
-        lit = self._beam.blanked is False
+        lit = self._beam.state.blanked is False
 
         def move() -> tuple[float, float]:
             if lit and not running:
-                self._set_blanked(True)
+                self._beam.set_blanked(True)
             # The drift up to here is that of frames that may still be on their way.
             self._processor.drain()
             self._whereabouts.look()
             try:
                 return stage.move_stage(x_um, y_um)
             except BaseException:
-                self._emergencies += 1
-                self._blank_quietly()
+                self._beam.blank_for_good()
                 raise
             finally:
                 # Drift and rolling mean begin anew with what is in view now.
@@ -582,7 +557,7 @@ class Session:
 
         stands = self._acquisition.call(move).result()
         if lit and not running:
-            self._unblank(since)
+            self._beam.unblank(since)
         self._announce()
         return stands
 
@@ -622,10 +597,10 @@ class Session:
             known = f"modes: {', '.join(self.modes)}" if self.modes else "the profile has no modes"
             raise RefusedError(f"there is no mode '{name}'; {known}")
         self._must_be_open()
-        since = self._emergencies
-        lit = self._beam.blanked is False
+        since = self._beam.emergencies
+        lit = self._beam.state.blanked is False
         if lit:
-            self._set_blanked(True)
+            self._beam.set_blanked(True)
         changes = mode.model_dump(
             include={"magnification", "spot_size", "exposure_s", "binning"}, exclude_none=True
         )
@@ -633,11 +608,11 @@ class Session:
         self.apply(**changes)
         if mode.dose_rate_e_per_px_s is not None:
             unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
-            self._set_dose_rate(per_A2(mode.dose_rate_e_per_px_s, unbinned_nm))
+            self._beam.set_dose_rate(per_A2(mode.dose_rate_e_per_px_s, unbinned_nm))
         if mode.beam_shift_nm is not None:
-            if self._parts.beam_shift is None:
+            if self._beam.parts.beam_shift is None:
                 raise RefusedError("this instrument's beam cannot be shifted from here")
-            self._parts.beam_shift.set_beam_shift(*mode.beam_shift_nm)
+            self._beam.parts.beam_shift.set_beam_shift(*mode.beam_shift_nm)
         self._whereabouts.look()
         named = self._named_area
         area = named
@@ -654,7 +629,7 @@ class Session:
             self._book_on(area)
         self._mode = name
         if lit:
-            self._unblank(since)
+            self._beam.unblank(since)
         return self._announce()
 
     def apply(self, **changes: Any) -> SessionState:
@@ -684,12 +659,12 @@ class Session:
                 f"there is no setting '{min(unknown)}'; settings: {', '.join(_SETTINGS)}"
             )
         self._must_be_open()
-        since = self._emergencies
+        since = self._beam.emergencies
         if set(changes) - {"blanked", "model"}:
             self._mode = None
         if changes.get("blanked") is True:
             # Off the specimen at once, whatever else is to be changed.
-            self._set_blanked(True)
+            self._beam.set_blanked(True)
         camera = {key: changes[key] for key in ("exposure_s", "binning", "roi") if key in changes}
         if camera:
             wanted = replace(self._settings, **camera)
@@ -698,16 +673,16 @@ class Session:
                     self._reconnect()
             self._acquisition.call(lambda: self._configure(wanted)).result()
         if "spot_size" in changes:
-            self._set_spot_size(int(changes["spot_size"]))
+            self._beam.set_spot_size(int(changes["spot_size"]))
         if "magnification" in changes:
             magnification = float(changes["magnification"])
             self._acquisition.call(lambda: self._set_magnification(magnification)).result()
         if "dose_rate" in changes:
-            self._set_dose_rate(per_A2(float(changes["dose_rate"]), self._pixel_size_nm()))
+            self._beam.set_dose_rate(per_A2(float(changes["dose_rate"]), self._pixel_size_nm()))
         if "model" in changes:
             self._set_model(str(changes["model"]))
         if changes.get("blanked") is False:
-            self._unblank(since)
+            self._beam.unblank(since)
         return self._announce()
 
     def blank_now(self) -> None:
@@ -716,16 +691,7 @@ class Session:
         It passes everything that waits for a device, and a start that was asked for before does
         not undo it. What came of it is told by `message`.
         """
-        self._emergencies += 1
-        if self._parts.blanker is None:
-            self._tell("error", "this instrument has no beam blanker: close the valves by hand")
-            return
-        try:
-            self._set_blanked(True)
-        except Exception as error:
-            self._tell("error", f"THE BEAM COULD NOT BE BLANKED, close the valves: {error}")
-        else:
-            self._tell("warning", "beam blanked")
+        if self._beam.blank_now():
             self._announce()
 
     # ---------------------------------------------------------------------------------- running
@@ -743,7 +709,7 @@ class Session:
         DeviceError
             A device failed, or the beam was blanked by `blank_now` meanwhile; it is blanked.
         """
-        self._start(frames, seconds, self._emergencies)
+        self._start(frames, seconds, self._beam.emergencies)
 
     def _start(self, frames: int | None, seconds: float | None, since: int) -> None:
         with self._lock:
@@ -753,21 +719,21 @@ class Session:
             if self._lost:
                 self._reconnect()
             try:
-                self._check_detector()
+                self._beam.check_detector()
                 self._guard.run_begins()
                 self._whereabouts.look()
                 self._account.run_begins(frames, self.exposure_s, self.cost(frames=frames or 1))
-                self._await_supervisor()
-                self._acquisition.start(frames, seconds, lambda: self._let_beam_on(since)).result()
+                self._beam.await_supervisor()
+                self._acquisition.start(frames, seconds, lambda: self._beam.let_on(since)).result()
             except BaseException:
-                self._blank_quietly()
+                self._beam.blank_quietly()
                 raise
         self._announce()
 
     def stop(self, reason: str = "user") -> None:
         """Blank the beam, end the run and close the recording; returns when all is done."""
         if self._acquisition.running:
-            self._blank_quietly()
+            self._beam.blank_quietly()
             self._acquisition.request_stop(reason)
         # A run that ends by itself still has frames on their way.
         self._acquisition.wait()
@@ -920,7 +886,7 @@ class Session:
         if self._minimiser is not None and self._minimiser.state.active:
             raise RefusedError("a dose loop is on already; stop it first")
         if knob is None:
-            steered = self._parts.dose_rate_control is not None and bool(self.dose_rate)
+            steered = self._beam.parts.dose_rate_control is not None and bool(self.dose_rate)
             knob = "dose_rate" if steered else "exposure_s"
         watch = self.watch()
         try:
@@ -1066,11 +1032,18 @@ class Session:
         if frames < 2:
             raise CalibrationError(f"{frames} frame(s) make no reference; take at least 2")
         target = check_target(path or default_path(self.profile.name, kind))
-        since = self._emergencies
+        since = self._beam.emergencies
         was_running = self._acquisition.running
         if was_running:
             self.stop("reference")
-        mean = self._mean_counts(frames, kind == "dark", since)
+        mean = mean_counts(
+            self._acquisition,
+            self._beam,
+            frames,
+            self._stream.state.frame_shape,
+            kind == "dark",
+            since,
+        )
         state, offset = self._stream.state, self._offset_counts()
         reference = self._references.make(kind, mean, frames, state, offset)
         saved = reference.save(target)
@@ -1108,32 +1081,39 @@ class Session:
             if self._acquisition.running:
                 raise RefusedError("a run is going on; stop it first")
             kept: list[npt.NDArray[Any]] = []
-            self._each_raw(frames, blanked, self._emergencies, lambda raw: kept.append(raw.copy()))
+            each_raw(
+                self._acquisition,
+                self._beam,
+                frames,
+                blanked,
+                self._beam.emergencies,
+                lambda raw: kept.append(raw.copy()),
+            )
         return kept
 
     @property
     def dose_calibration(self) -> DoseCalibration | None:
         """What counts are converted and electrons booked by; None for none."""
-        return self._calibration
+        return self._beam.calibration
 
     def use_dose_calibration(self, calibration: DoseCalibration | None) -> None:
         """Convert counts and book by this calibration from now on; None for none."""
         self._must_be_open()
-        self._calibration = calibration
+        self._beam.calibration = calibration
         self._acquisition.call(lambda: self._configure(self._settings)).result()
-        with self._beam_lock:
-            self._read_rate()
+        self._beam.read_rate_again()
         self._announce()
 
     @property
     def can_set_dose_rate(self) -> bool:
         """Whether the column steers the dose rate."""
-        return self._parts.dose_rate_control is not None
+        return self._beam.parts.dose_rate_control is not None
 
     @property
     def beam_area_nm2(self) -> float | None:
         """Illuminated area at the specimen in nm², where the column knows it."""
-        return None if self._parts.beam_area is None else self._parts.beam_area.beam_area_nm2
+        area = self._beam.parts.beam_area
+        return None if area is None else area.beam_area_nm2
 
     def read_current(self) -> float:
         """The beam's current in ampere, measured with the beam on; its sign is the instrument's.
@@ -1149,15 +1129,15 @@ class Session:
         if self._monitor is None:
             raise RefusedError("this profile has no beam monitor; set beam_monitor.driver")
         self._monitor.open()
-        since = self._emergencies
-        was_blanked = self._beam.blanked
+        since = self._beam.emergencies
+        was_blanked = self._beam.state.blanked
         try:
             if was_blanked:
-                self._unblank(since)
+                self._beam.unblank(since)
             reading = self._monitor.read_current()
         finally:
             if was_blanked:
-                self._blank_quietly()
+                self._beam.blank_quietly()
         if reading.current_A is None:
             why = "the current is more than its range" if reading.overflow else "it has no number"
             raise RefusedError(f"the beam monitor does not tell the current: {why}")
@@ -1171,7 +1151,7 @@ class Session:
             if self._closed:
                 return
             self._closed = True
-        self._blank_quietly()
+        self._beam.blank_quietly()
         self._closing.close()
         self._recording = None
 
@@ -1188,28 +1168,6 @@ class Session:
 
     # --------------------------------------------------------------------------------- internals
 
-    def _close_column(self, column: Column) -> None:
-        with contextlib.suppress(DeviceError):
-            column.close()
-
-    def _release_supervisor(self) -> None:
-        if self._supervisor is not None:
-            self._supervisor.release(blanked=self._beam.blanked is True)
-
-    def _watch_over_beam(self) -> Supervisor | None:
-        """Have the beam blanked if this process is killed, where there is a beam."""
-        column = self._column
-        if self._parts.blanker is None or (isinstance(column, Simulated) and column.simulated):
-            return None
-        report = last_report()
-        if report is not None:
-            self._tell("warning" if report.error is None else "error", str(report))
-        try:
-            return Supervisor(self.profile)
-        except OSError as error:
-            self._tell("warning", f"{_UNWATCHED} ({error})")
-            return None
-
     def _ledger(self, area: str | None) -> Ledger:
         return Ledger(area, self.profile.name, self._on_ledger_error)
 
@@ -1225,47 +1183,6 @@ class Session:
             return f"the budget of {account.budget_e_per_A2:g} e-/Å² is spent on {account.area}"
         return None
 
-    def _let_beam_on(self, since: int) -> None:
-        """Unblank for a run; without a blanker the beam counts as on from here to its end."""
-        if self._parts.blanker is None:
-            self._account.beam_on()
-            self._account.recheck()
-        else:
-            self._let_through(since)
-
-    def _pause_beam(self) -> Callable[[], None]:
-        """Take the beam off for a moment, if it is on; returns what lets it through again."""
-        if self._parts.blanker is None or self._beam.blanked is not False:
-            return lambda: None
-        since = self._emergencies
-        self._blank_quietly()
-
-        def go_on() -> None:
-            # Whoever blanked meanwhile meant it.
-            with contextlib.suppress(RefusedError):
-                self._let_through(since)
-
-        return go_on
-
-    def _await_supervisor(self) -> None:
-        if self._supervisor is not None and not self._supervisor.wait_ready(SUPERVISOR_STARTS_S):
-            self._tell("warning", _UNWATCHED)
-            self._supervisor.release()
-            self._supervisor = None
-
-    def _unblank(self, since: int) -> None:
-        """Let the beam onto the specimen, unless `blank_now` was called after ``since``."""
-        self._check_detector()
-        self._await_supervisor()
-        self._let_through(since)
-
-    def _let_through(self, since: int) -> None:
-        if self._emergencies == since:
-            self._set_blanked(False)
-        if self._emergencies != since:
-            self._set_blanked(True)
-            raise RefusedError("the beam was blanked meanwhile, and stays so; start again")
-
     @property
     def _stream(self) -> Stream:
         stream = self._acquisition.stream
@@ -1280,7 +1197,7 @@ class Session:
         """Set the camera and lay out the frames' memory anew; on the camera's thread."""
         state = self._camera.configure(wanted)
         given = self.profile.camera
-        calibrated = self._calibration.counts_per_electron if self._calibration else None
+        calibrated = self._beam.calibration.counts_per_electron if self._beam.calibration else None
         gain = given.counts_per_electron or calibrated or state.counts_per_electron
         pixel_size_nm = self._pixel_size_of(state)
         old = self._acquisition.stream
@@ -1340,8 +1257,8 @@ class Session:
         scale = 1.0
         own = [m.magnification for m in self.profile.modes.values() if m.area is None]
         steps = [magnification for magnification in own if magnification is not None]
-        if self._parts.magnification is not None and steps:
-            scale = self._parts.magnification.magnification / max(steps)
+        if self._beam.parts.magnification is not None and steps:
+            scale = self._beam.parts.magnification.magnification / max(steps)
         return place.beam_reaches_field(scale)
 
     def _follow_drift(self, info: FrameInfo, restored: bool) -> bool:
@@ -1349,43 +1266,15 @@ class Session:
         self._whereabouts.follow(info)
         return False
 
-    def _mean_counts(self, frames: int, blanked: bool, since: int) -> npt.NDArray[np.float64]:
-        total = np.zeros(self._stream.state.frame_shape, np.float64)
-        self._each_raw(frames, blanked, since, total.__iadd__)
-        return total / frames
-
-    def _each_raw(
-        self,
-        frames: int,
-        blanked: bool,
-        since: int,
-        use: Callable[[npt.NDArray[Any]], object],
-    ) -> None:
-        def prepare() -> None:
-            if blanked:
-                self._blank_quietly()
-            else:
-                self._check_detector()
-                self._await_supervisor()
-
-        each_raw(
-            self._acquisition,
-            frames,
-            use,
-            prepare,
-            unblank=None if blanked else lambda: self._let_beam_on(since),
-            blank=self._blank_quietly,
-        )
-
     def _pixel_size_of(self, state: CameraState) -> float | None:
         """Size of a binned pixel at the specimen in nm, from whoever knows it best."""
-        if self._magnification:
-            calibrated = self._magnifications.pixel_size_nm(self._magnification)
+        if self._beam.magnification:
+            calibrated = self._beam.magnifications.pixel_size_nm(self._beam.magnification)
             if calibrated is not None:
                 return calibrated * state.binning
-        given, column = self.profile.camera.pixel_size_nm, self._parts.magnification
+        given, column = self.profile.camera.pixel_size_nm, self._beam.parts.magnification
         if given is not None:
-            start, now = self._magnification_at_start, self._magnification
+            start, now = self._beam.magnification_at_start, self._beam.magnification
             return given * state.binning * (start / now if start and now else 1.0)
         if state.pixel_size_nm is not None or column is None or column.pixel_size_nm is None:
             return state.pixel_size_nm
@@ -1403,116 +1292,20 @@ class Session:
             )
         return size
 
-    def _set_dose_rate(self, dose_rate_e_per_A2_s: float) -> None:
-        control = self._parts.dose_rate_control
-        if control is None:
-            raise RefusedError("this instrument's dose rate cannot be set from here")
-        told = dose_rate_e_per_A2_s
-        if self._calibration is not None:
-            told /= self._calibration.column_factor
-        self._change_rate(dose_rate_e_per_A2_s, lambda: control.set_dose_rate(told))
-
-    def _set_spot_size(self, spot_size: int) -> None:
-        control = self._parts.spot_size
-        if control is None:
-            raise RefusedError("this instrument's spot size cannot be set from here")
-        self._change_rate(None, lambda: control.set_spot_size(spot_size))
-
     def _set_magnification(self, magnification: float) -> None:
-        control = self._parts.magnification
-        if control is None:
-            raise RefusedError("this instrument's magnification cannot be set from here")
-        self._change_rate(None, lambda: control.set_magnification(magnification))
+        self._beam.set_magnification(magnification)
         self._configure(self._settings)
-
-    def _change_rate(self, to_e_per_A2_s: float | None, change: Callable[[], object]) -> None:
-        """Change what the dose rate depends on, and book by what the column tells afterwards."""
-        with self._beam_lock:
-            before, began_s = self._account.clock.rate_e_per_A2_s, self._account.clock.now()
-            if to_e_per_A2_s is not None and before is not None and to_e_per_A2_s > before:
-                # While the column is at it, the higher one counts.
-                self._account.set_rate(to_e_per_A2_s)
-            try:
-                change()
-            finally:
-                self._read_rate(began_s)
-        if self._beam.blanked is False:
-            over = self._guard.why_not(self._rate_e_per_px_s())
-            if over is not None:
-                self._on_too_bright(over)
-
-    def _read_rate(self, since_s: float | None = None) -> None:
-        """Book by the dose rate that the column tells, or the one that the profile does."""
-        parts, calibration = self._parts, self._calibration
-        self._spot_size = parts.spot_size.spot_size if parts.spot_size else None
-        self._magnification = parts.magnification.magnification if parts.magnification else None
-        if parts.dose_rate is not None:
-            told: float | None = parts.dose_rate.dose_rate_e_per_A2_s
-        else:
-            told = self.profile.dose.incident_rate_e_per_A2_s
-        rate = told
-        if calibration is not None:
-            rate = calibration.rate(told, self._spot_size, self._magnification)
-        self._account.set_rate(rate, since_s)
-        with self._noting:
-            self._beam = replace(self._beam, dose_rate_e_per_A2_s=rate)
 
     def _rate_e_per_px_s(self) -> float | None:
         """Incident dose rate of an unbinned pixel in e-/px/s, where it is known."""
-        rate, stream = self._beam.dose_rate_e_per_A2_s, self._stream
+        rate, stream = self._beam.state.dose_rate_e_per_A2_s, self._stream
         if rate is None or not stream.pixel_size_nm:
             return None
         return per_pixel(rate, stream.pixel_size_nm / stream.state.binning)
 
-    def _check_detector(self) -> None:
-        over = self._guard.why_not(self._rate_e_per_px_s())
-        if over is not None:
-            raise RefusedError(f"the beam stays off: {over}")
-
-    def _set_blanked(self, blanked: bool) -> None:
-        blanker = self._parts.blanker
-        if blanker is None:
-            raise RefusedError("this instrument has no beam blanker that can be set from here")
-        # No lock: the blanker must not wait behind a dose rate that a slow column is taking.
-        answered_s = None
-        if not blanked:
-            self._account.beam_on()
-        try:
-            blanker.set_blanked(blanked)
-            answered_s = self._account.clock.now()
-        finally:
-            # Of two threads that command at the same time, the later one notes what is.
-            with self._noting:
-                # After a failure above all: what is not known to be blanked is not blanked.
-                try:
-                    off = blanker.blanked
-                except DeviceError:
-                    off = False
-                self._beam = replace(self._beam, blanked=off)
-                if off:
-                    self._account.beam_off(answered_s)
-                else:
-                    self._account.beam_on()
-                    self._account.recheck()
-
-    def _read_beam(self) -> None:
-        blanker = self._parts.blanker
-        off = None if blanker is None else blanker.blanked
-        self._beam = Beam(blanked=off)
-        self._read_rate()
-        if off is False:
-            self._account.beam_on()
-            self._account.recheck()
-
-    def _blank_quietly(self) -> None:
-        """Blank where there is a blanker; a failure is told, loudly, and never raised."""
-        if self._parts.blanker is None:
-            self._account.beam_off()
-            return
-        try:
-            self._set_blanked(True)
-        except Exception as error:
-            self._tell("error", f"THE BEAM COULD NOT BE BLANKED, close the valves: {error}")
+    def _why_not_lit(self) -> str | None:
+        """Why the detector does not allow the beam as it is set; None where it does."""
+        return self._guard.why_not(self._rate_e_per_px_s())
 
     def _set_model(self, name: str) -> None:
         restorer = make_restorer(self.profile, name)
@@ -1561,21 +1354,21 @@ class Session:
             self._tell(
                 "warning",
                 f"the budget of {self._account.budget_e_per_A2:g} e-/Å² is spent: "
-                + ("close the valves" if self._parts.blanker is None else "beam blanked"),
+                + ("close the valves" if self._beam.parts.blanker is None else "beam blanked"),
             )
         self.stopped.emit(reason)
         self._announce()
 
     def _on_recording_error(self, error: RecordingError) -> None:
         self._recording_error = error
-        self._blank_quietly()
+        self._beam.blank_quietly()
         self._acquisition.request_stop(f"error: {error}", error)
         self._tell("error", str(error))
 
     def _on_spent(self) -> None:
         """The budget is spent, whether or not a frame has come; on the account's thread."""
         running = self._acquisition.running
-        self._blank_quietly()
+        self._beam.blank_quietly()
         if running:
             self._acquisition.request_stop("budget")
         else:
@@ -1584,7 +1377,7 @@ class Session:
 
     def _on_too_bright(self, text: str) -> None:
         """The detector takes more than it may; from any thread."""
-        self._blank_quietly()
+        self._beam.blank_quietly()
         error = RefusedError(f"beam blanked to protect the detector: {text}")
         if self._acquisition.running:
             self._acquisition.request_stop(f"error: {error}", error)
@@ -1595,7 +1388,7 @@ class Session:
         # A session that is being closed has blanked the beam, and may have let go of the column.
         if self._account.area is not None and not self._closed:
             # The budget of this area would be wrong for ever.
-            self._blank_quietly()
+            self._beam.blank_quietly()
             self._acquisition.request_stop(f"error: {error}", error)
         self._tell("error", str(error))
 

@@ -14,6 +14,14 @@ from tem_live.drivers.protocols import Roi
 from tem_live.ledger import DoseSource
 
 
+@dataclass(frozen=True)
+class BeamState:
+    """What the column was last set to, as read back; None where it has no such control."""
+
+    dose_rate_e_per_A2_s: float | None = None
+    blanked: bool | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class FrameInfo:
     """One frame's identity, conditions and dose.

@@ -93,7 +93,7 @@ def test_unknown_profile_ends_a_screenshot_with_its_line(qtbot, tmp_path, capsys
 def test_modes_area_and_map_from_the_window(live, qtbot):
     window, session = live.window, live.hub.session
     blanked_meanwhile = []
-    column = session._column
+    column = session._beam._column
     change = column.set_magnification
 
     def set_magnification(magnification):

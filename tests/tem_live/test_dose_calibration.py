@@ -149,7 +149,7 @@ def test_a_kept_calibration_is_used_by_the_next_session(sim: Opener):
     assert again.state.counts_per_electron == 44.0
     # Its current said 1.2 times what the column tells, and is the one in use.
     assert again.dose_rate == pytest.approx(500.0)
-    assert again._column.dose_rate_e_per_A2_s == pytest.approx(125.0 / 1.2)  # type: ignore[union-attr]
+    assert again._beam._column.dose_rate_e_per_A2_s == pytest.approx(125.0 / 1.2)  # type: ignore[union-attr]
     # The profile has the last word on the gain.
     assert sim(camera__counts_per_electron=39.0).state.counts_per_electron == 39.0
 

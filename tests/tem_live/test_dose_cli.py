@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tem_live import cli, ledger
+from tem_live.beam import Beam
 from tem_live.ledger import area_folder, summarise
 from tem_live.recording import read_recording
 from tem_live.session import Session
@@ -176,7 +177,7 @@ def test_wrong_input_is_one_line_and_no_beam(
     def lit(*_: Any) -> None:
         raise AssertionError("the specimen pays for wrong input")
 
-    monkeypatch.setattr(Session, "_let_through", lit)
+    monkeypatch.setattr(Beam, "let_through", lit)
     status, _, err = invoke(*arguments)
     # A device that is asked for what it has not refuses with 3.
     assert status == (3 if "mode" in words else 2)

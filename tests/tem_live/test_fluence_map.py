@@ -397,7 +397,7 @@ def test_the_map_is_what_the_specimen_took_with_drift_stage_and_beam_shift(sim: 
     run(40, (0.0, 0.0), (0.0, 0.0))
     assert session.move_stage(0.03, -0.012) == (0.03, -0.012)
     run(40, (0.03, -0.012), (0.0, 0.0))
-    session._parts.beam_shift.set_beam_shift(-25.0, 0.0)
+    session._beam.parts.beam_shift.set_beam_shift(-25.0, 0.0)
     run(20, (0.03, -0.012), (-25.0, 0.0))
 
     found = session.fluence_map()

@@ -103,7 +103,7 @@ def test_the_current_is_spread_over_the_calibrated_area(tmp_path: Path):
     path = tmp_path / "microscope.toml"
     path.write_text(PROFILE.format(column="sim"))
     with open_session(str(path)) as session:
-        told = session._column.beam_area_nm2  # type: ignore[union-attr]
+        told = session._beam._column.beam_area_nm2  # type: ignore[union-attr]
         found = calibrate_dose(session)
     assert found.beam_area_nm2 == 5000
     rates = found.rates_e_per_A2_s

@@ -349,13 +349,13 @@ def test_who_blanks_and_unblanks_at_once_leaves_booked_what_is(
         seen = column._blanked
         if seen and not others:
             # Another thread unblanks just after this one has looked.
-            others.append(threading.Thread(target=lambda: session._set_blanked(False)))
+            others.append(threading.Thread(target=lambda: session._beam.set_blanked(False)))
             others[0].start()
             others[0].join(0.2)
         return seen
 
     monkeypatch.setattr(FakeColumn, "blanked", property(look))
-    session._set_blanked(True)
+    session._beam.set_blanked(True)
     others[0].join(10)
     assert not column._blanked
     assert session.blanked is False
@@ -588,8 +588,8 @@ STEPS = {
     "ledger": ("tem_live.session.Ledger", []),
     "camera": ("tests.tem_live.fakes.FakeCamera.open", ["camera"]),
     "column": ("tests.tem_live.fakes.FakeColumn.open", ["column", "camera"]),
-    "what the column can do": ("tem_live.session.ColumnParts.of", ["column", "camera"]),
-    "supervisor": ("tem_live.session.Session._watch_over_beam", ["column", "camera"]),
+    "what the column can do": ("tem_live.beam.ColumnParts.of", ["column", "camera"]),
+    "supervisor": ("tem_live.beam.Beam.watch_over", ["column", "camera"]),
     "writer": ("tem_live.session.Writer", ["column", "camera"]),
     "processing": ("tem_live.session.Processor", ["column", "camera"]),
     "acquisition": ("tem_live.session.Acquisition", ["column", "camera"]),

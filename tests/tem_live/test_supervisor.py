@@ -24,7 +24,7 @@ import sys, time
 from tem_live.session import open_session
 session = open_session("sim-uniblitz", [f"column.port={sys.argv[1]}", "restorer.model=none"])
 session.start()
-print(session._supervisor._process.pid, flush=True)
+print(session._beam._supervisor._process.pid, flush=True)
 time.sleep(600)
 """
 
@@ -159,7 +159,7 @@ def test_an_interrupt_of_the_terminal_is_not_for_it(
 def test_a_session_that_ends_in_order_releases_it(shutter: Shutter) -> None:
     before = set(threading.enumerate())
     session = session_on(shutter)
-    supervisor = session._supervisor
+    supervisor = session._beam._supervisor
     assert supervisor is not None
     assert supervisor.wait_ready(AMPLE_S)
     session.start()
@@ -188,9 +188,9 @@ def test_a_beam_that_cannot_be_blanked_at_the_end_is_left_to_it(shutter: Shutter
 
 def test_without_it_the_user_is_told(shutter: Shutter) -> None:
     session = session_on(shutter)
-    assert session._supervisor is not None
-    session._supervisor._process.kill()
-    session._supervisor._process.wait()
+    assert session._beam._supervisor is not None
+    session._beam._supervisor._process.kill()
+    session._beam._supervisor._process.wait()
     session.start()
     session.close()
     assert any("no second process watches" in text for _, text in session.messages)
@@ -198,9 +198,9 @@ def test_without_it_the_user_is_told(shutter: Shutter) -> None:
 
 def test_simulated_beams_need_none() -> None:
     with open_session("sim-uniblitz", ["restorer.model=none"]) as session:
-        assert session._supervisor is None
+        assert session._beam._supervisor is None
     with open_session("sim", ["restorer.model=none"]) as session:
-        assert session._supervisor is None
+        assert session._beam._supervisor is None
 
 
 def test_a_profile_that_it_cannot_read_ends_it(capfd: pytest.CaptureFixture[str]) -> None:
