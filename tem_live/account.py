@@ -100,6 +100,7 @@ class DoseAccount:
         self._last_detected = 0.0
         self._detected_per_s: float | None = None
         self._closing = False
+        self._elsewhere = 0.0
         self._place: Place | None = None
         # Held while a frame is written down, which can wait for the disk; nobody who looks at the
         # budget or blanks takes it. Before `_changed`, where both are held; `_changed` is never
@@ -155,11 +156,29 @@ class DoseAccount:
         self.recheck()
 
     @property
+    def elsewhere_e_per_A2(self) -> float:
+        """What places in view have taken that is booked on other areas; it counts for the budget.
+
+        0 again with the next area.
+        """
+        return self._elsewhere
+
+    @elsewhere_e_per_A2.setter
+    def elsewhere_e_per_A2(self, value: float) -> None:
+        self._elsewhere = value
+        self.recheck()
+
+    @property
+    def spent_e_per_A2(self) -> float:
+        """What counts for the budget, in e-/A^2."""
+        return (self.area_fluence_e_per_A2 or 0.0) + self._elsewhere
+
+    @property
     def left_e_per_A2(self) -> float | None:
         """What is left of the budget in e-/A^2, 0 at least; None without one."""
         if self._budget is None:
             return None
-        return max(self._budget - (self.area_fluence_e_per_A2 or 0.0), 0.0)
+        return max(self._budget - self.spent_e_per_A2, 0.0)
 
     def cost(self, beam_on_s: float, frames_s: float) -> Cost:
         """What an exposure would cost.
@@ -186,7 +205,7 @@ class DoseAccount:
         budget = self._budget
         if budget is None:
             return True
-        spent = self.area_fluence_e_per_A2 or 0.0
+        spent = self.spent_e_per_A2
         rate = self.clock.rate_e_per_A2_s
         if rate is None:
             return spent + (self._in_flight + 1) * self._last_detected <= budget and spent < budget
@@ -320,6 +339,7 @@ class DoseAccount:
             before.rest(total - self._base, self.source)
             self._base = self._until = total
             self._warned = False
+            self._elsewhere = 0.0
             if self.clock.on:
                 self._note_beam(True)
             self._changed.notify_all()
@@ -367,7 +387,7 @@ class DoseAccount:
         budget = self._budget
         if budget is None:
             return _LONGEST_WAIT_S, None
-        spent = self.area_fluence_e_per_A2 or 0.0
+        spent = self.spent_e_per_A2
         if not self._warned and spent >= self._warn_fraction * budget:
             self._warned = True
             return 0.0, lambda: self._on_warning(

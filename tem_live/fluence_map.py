@@ -66,7 +66,11 @@ class Place:
     @property
     def box(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom edge of the field of view in nm."""
-        half_w, half_h = self.width_nm / 2, self.height_nm / 2
+        return self.field_box()
+
+    def field_box(self, scale: float = 1.0) -> tuple[float, float, float, float]:
+        """The same of a field that is larger or smaller about its middle, as for other optics."""
+        half_w, half_h = scale * self.width_nm / 2, scale * self.height_nm / 2
         return self.x_nm - half_w, self.y_nm - half_h, self.x_nm + half_w, self.y_nm + half_h
 
     @property

@@ -255,6 +255,7 @@ class Session:
             unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
             self._beam.set_dose_rate(per_A2(rate_e_per_px_s, unbinned_nm))
         self._beam.read()
+        self._count_beside()
         since = self._account_opened()
         if since is not None:
             self._tell("warning", since)
@@ -469,6 +470,7 @@ class Session:
 
     def _book_on(self, area: str | None) -> None:
         self._account.move_to(self._ledger(area))
+        self._count_beside()
         told = self._account_opened()
         if told is not None:
             self._tell("warning", told)
@@ -556,6 +558,7 @@ class Session:
                 self._whereabouts.look()
 
         stands = self._acquisition.call(move).result()
+        self._count_beside()
         if lit and not running:
             self._beam.unblank(since)
         self._announce()
@@ -1252,14 +1255,38 @@ class Session:
         Where the illuminated area is not known nobody can tell, and the profile is believed.
         """
         place = self._whereabouts.place
-        if place is None:
-            return False
-        scale = 1.0
+        return place is not None and place.beam_reaches_field(self._own_scale())
+
+    def _own_scale(self) -> float:
+        """Side of the field of the mode that magnifies the area most, as a part of the present."""
         own = [m.magnification for m in self.profile.modes.values() if m.area is None]
         steps = [magnification for magnification in own if magnification is not None]
-        if self._beam.parts.magnification is not None and steps:
-            scale = self._beam.parts.magnification.magnification / max(steps)
-        return place.beam_reaches_field(scale)
+        if self._beam.parts.magnification is None or not steps:
+            return 1.0
+        return self._beam.parts.magnification.magnification / max(steps)
+
+    def _count_beside(self) -> None:
+        """Count for the budget what modes with an area beside have lit of the area's own field."""
+        named, place = self._named_area, self._whereabouts.place
+        beside = {mode.area for mode in self.profile.modes.values() if mode.area is not None}
+        if named is None or place is None or self.area != named or not beside:
+            return
+        box = place.field_box(self._own_scale())
+        taken = 0.0
+        for name in beside:
+            lit = LedgerMap(f"{named}-{name}")
+            try:
+                lit.update()
+            except RecordingError as error:
+                self._tell("warning", f"what was lit beside {named} is not known: {error}")
+            if lit.map is not None:
+                taken += lit.map.highest(box) or 0.0
+        if taken > 0 and taken != self._account.elsewhere_e_per_A2:
+            self._tell(
+                "warning",
+                f"the field has been lit from beside: {taken:.3g} e-/Å² more count for the budget",
+            )
+        self._account.elsewhere_e_per_A2 = taken
 
     def _follow_drift(self, info: FrameInfo, restored: bool) -> bool:
         """Every frame's drift, without a copy of the frame."""

@@ -589,6 +589,43 @@ def test_a_beam_that_reaches_into_the_field_is_booked_on_the_area_itself(
     assert (left == 100.0) is beside
 
 
+def test_a_field_that_was_lit_from_beside_has_less_of_its_budget(sim: Opener):
+    session = sim(
+        dose__area="square5",
+        dose__budget_e_per_A2=1000.0,
+        camera__wander_nm=0.0,
+        camera__drift_nm_per_s=(0.0, 0.0),
+        modes__focus__area="focus",
+        modes__focus__beam_shift_nm=[60.0, 0.0],
+        **{f"modes__{name}__beam_shift_nm": [0.0, 0.0] for name in ("search", "view", "record")},
+    )
+    session.use_mode("focus")
+    session.snap()
+    focused = summarise("square5-focus").fluence_e_per_A2
+    assert focused > 0
+    # At this place the focus is beside the field, however large that of search is.
+    for mode in ("record", "search"):
+        session.use_mode(mode)
+        assert session.cost().left_e_per_A2 == 1000.0
+    # Now what was focused on is in the field: the image goes to the left.
+    session.use_mode("record")
+    session.move_stage(-0.06, 0.0)
+    assert session.cost().left_e_per_A2 == pytest.approx(1000.0 - focused, rel=1e-3)
+    assert any("lit from beside" in text for _, text in session.messages)
+    session.budget_e_per_A2 = focused
+    session.start(2)
+    assert session.wait(30)
+    assert session.stats().stop_reason == "budget"
+    assert session.stats().area_fluence_e_per_A2 in (None, 0.0)
+    # Another area has nothing to do with it; this one has, also when it is taken up again.
+    session.area = "square6"
+    assert session.cost().left_e_per_A2 == pytest.approx(focused)
+    session.area = "square5"
+    assert session.cost().left_e_per_A2 == pytest.approx(0.0, abs=1e-3 * focused)
+    session.move_stage(0.0, 0.0)
+    assert session.cost().left_e_per_A2 == pytest.approx(focused)
+
+
 def test_a_mode_with_an_area_beside_needs_all_beam_shifts():
     with pytest.raises(
         ProfileError, match=r"mode 'search' needs beam_shift_nm, since mode 'focus'"
