@@ -1394,12 +1394,15 @@ class Session:
 
     def _on_spent(self) -> None:
         """The budget is spent, whether or not a frame has come; on the account's thread."""
-        running = self._acquisition.running
+        # An opening that fails before there is one may have found the beam on.
+        opened = hasattr(self, "_acquisition")
+        running = opened and self._acquisition.running
         self._beam.blank_quietly()
         if running:
             self._acquisition.request_stop("budget")
-        else:
-            self._tell("warning", "the budget is spent: beam blanked")
+            return
+        self._tell("warning", "the budget is spent: beam blanked")
+        if opened:
             self._announce()
 
     def _on_too_bright(self, text: str) -> None:
