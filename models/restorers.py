@@ -237,6 +237,44 @@ class _GaussianRestorer(Restorer):
         torch.add(blurred, mean - blurred.mean(), out=out)
 
 
+def _with_what_is_left(
+    frame: torch.Tensor, image: torch.Tensor, level: float
+) -> tuple[torch.Tensor, float]:
+    """Add to a restored image what the residual shows beyond doubt to be missing.
+
+    Parameters
+    ----------
+    frame, image : Tensor
+        float32 (H, W), the frame and what the network made of it, without the frame's mean and in
+        units of the noise.
+    level : float
+        That mean, in the same unit.
+
+    Returns
+    -------
+    image : Tensor
+        With Bragg peaks and levels of areas that the network lost.
+    left : float
+        To be added everywhere, so that the mean is that of the frame without hits.
+    """
+    from tem_live.models.areas import area_part
+    from tem_live.models.spectrum import bragg_part
+
+    residual = frame - image
+    pixels = residual.numel()
+    periodic = bragg_part(residual)
+    if periodic is not None:
+        image, residual = image + periodic, residual - periodic
+    hits = _hits(residual, image, level)
+    if hits is not None:
+        residual = residual.masked_fill(hits, 0.0)
+        pixels -= int(hits.sum())
+    uneven = area_part(residual)
+    if uneven is not None:
+        image, residual = image + uneven, residual - uneven
+    return image, float(residual.sum()) / pixels
+
+
 def _hits(residual: torch.Tensor, image: torch.Tensor, level: float) -> torch.Tensor | None:
     """Pixels that no noise explains: hot ones and X-ray hits; None where there are none.
 
@@ -320,8 +358,7 @@ class _NetworkRestorer(Restorer):
     def _restore_finite(self, frame: torch.Tensor, mean: float, out: torch.Tensor) -> None:
         import torch
 
-        from tem_live.models.areas import area_part
-        from tem_live.models.spectrum import bragg_part, lattice_part
+        from tem_live.models.spectrum import lattice_part
         from tem_live.models.waves import lattice_waves
 
         height, width = frame.shape
@@ -367,21 +404,8 @@ class _NetworkRestorer(Restorer):
         else:
             restored = self._run(blocks, vector, *parts[1:])
         image = _image(restored)[:height, :width]
-        residual = (rest - mean) / sigma - image
-        periodic = bragg_part(residual)
-        if periodic is not None:
-            image = image + periodic
-            residual = residual - periodic
-        pixels = residual.numel()
-        hits = _hits(residual, image, mean / sigma)
-        if hits is not None:
-            residual = residual.masked_fill(hits, 0.0)
-            pixels -= int(hits.sum())
-        uneven = area_part(residual)
-        if uneven is not None:
-            image = image + uneven
-            residual = residual - uneven
-        level = mean + sigma * float(residual.sum()) / pixels
+        image, left = _with_what_is_left((rest - mean) / sigma, image, mean / sigma)
+        level = mean + sigma * left
         torch.add(torch.tensor(level, device=out.device), image, alpha=sigma, out=out)
         if lattice is not None:
             out += lattice
