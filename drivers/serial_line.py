@@ -7,15 +7,13 @@ what was commanded last, and counts as not blanked whenever that is not known.
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import override
 
-from tem_live.drivers.serial_link import SIMULATED, LinkSettings, Port, SerialLink
-from tem_live.errors import DisconnectedError
+from tem_live.drivers.serial_blanker import SerialBlanker
+from tem_live.drivers.serial_link import LinkSettings, Port
 
 
 class SerialLineOptions(BaseModel):
@@ -65,91 +63,10 @@ class SerialLineOptions(BaseModel):
         return self
 
 
-class UnconfirmedBlanker:
-    """Remembers what a blanker without read-back was told. Thread-safe.
-
-    Parameters
-    ----------
-    command : callable
-        Sends the command to blank (True) or unblank (False).
-    delay_s : float
-        How long the blanker takes to follow, in seconds.
-    check : callable, optional
-        Raises a `DisconnectedError` where the port was lost after a command was sent.
-    """
-
-    def __init__(
-        self,
-        command: Callable[[bool], None],
-        delay_s: float,
-        check: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._command = command
-        self._delay_s = delay_s
-        self._check = check
-        self._lock = threading.Lock()
-        self._orders = 0
-        self._commanded: bool | None = None
-
-    @property
-    def commanded(self) -> bool | None:
-        """The last command, True for blanked; None before the first and after a failed one."""
-        return self._commanded
-
-    def set_blanked(self, blanked: bool) -> None:
-        """Command it, and wait until the blanker has had the time to follow.
-
-        A port that was lost since the last command is opened again first.
-
-        Raises
-        ------
-        DeviceError
-            The command could not be sent; what the blanker does is unknown.
-        """
-        order = None
-        for last in (False, True):
-            with self._lock:
-                if order is None:
-                    self._orders += 1
-                    order = self._orders
-                elif order != self._orders:
-                    # Overtaken: a later command has the last word.
-                    return
-                # The beam counts as on from before it is let through until it is surely off.
-                self._commanded = False if not blanked else self._commanded
-                try:
-                    self._command(blanked)
-                except BaseException as error:
-                    self._commanded = None
-                    if last or not isinstance(error, DisconnectedError):
-                        raise
-                    continue
-            # Without the lock: somebody's blanking must not wait behind somebody's unblanking.
-            if self._delay_s:
-                time.sleep(self._delay_s)
-            with self._lock:
-                if order != self._orders:
-                    return
-                # A plug that came out with the command took it along, and shows only now.
-                try:
-                    self._check()
-                except BaseException as error:
-                    self._commanded = None
-                    if last or not isinstance(error, DisconnectedError):
-                        raise
-                    continue
-                self._commanded = blanked
-            return
-
-    def forget(self) -> None:
-        """From now on nothing is known."""
-        with self._lock:
-            self._orders += 1
-            self._commanded = None
-
-
-class SerialLine:
+class SerialLine(SerialBlanker):
     """See the module's text. Opening it blanks the beam, so that its state is known.
+
+    A control line falls back to its resting level when it is closed.
 
     Parameters
     ----------
@@ -171,50 +88,13 @@ class SerialLine:
             dtr=at_rest if options.signal == "dtr" else True,
             rts=at_rest if options.signal == "rts" else True,
         )
-        self._link = SerialLink(settings, simulator=lambda: self._simulated(camera))
-        self._blanker = UnconfirmedBlanker(self._send, options.delay_s, self._link.check)
-
-    def open(self) -> None:
-        """Connect and blank the beam. Raises `NotConnectedError`."""
-        if self._link.is_open:
-            return
-        self._link.open()
-        try:
-            self._blanker.set_blanked(True)
-        except BaseException:
-            self._link.close()
-            raise
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the blanker is the simulated one of this process."""
-        return self._options.port == SIMULATED
-
-    def close(self) -> None:
-        """Disconnect; idempotent. A control line falls back to its resting level."""
-        self._link.close()
-        self._blanker.forget()
-
-    @property
-    def commanded(self) -> bool | None:
-        """The last command, True for blanked; None while unknown. Never read back."""
-        return self._blanker.commanded
-
-    @property
-    def blanked(self) -> bool:
-        """Whether the beam was commanded off the specimen; False while that is unknown."""
-        return self._blanker.commanded is True
-
-    def set_blanked(self, blanked: bool) -> None:
-        """Blank or unblank. Raises a `DeviceError` when the command could not be sent."""
-        self._blanker.set_blanked(blanked)
-
-    # --------------------------------------------------------------------------------- internals
+        super().__init__(settings, lambda: self._simulated(camera), options.delay_s)
 
     def _level(self, blanked: bool) -> bool:
         """Level of the control line that blanks, or unblanks."""
         return blanked == (self._options.asserted == "blanked")
 
+    @override
     def _send(self, blanked: bool) -> None:
         options = self._options
         if options.signal == "text":

@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import override
 
-from tem_live.drivers.serial_line import UnconfirmedBlanker
-from tem_live.drivers.serial_link import SIMULATED, LinkSettings, Port, SerialLink
+from tem_live.drivers.serial_blanker import SerialBlanker
+from tem_live.drivers.serial_link import LinkSettings, Port
 
 _CODES: dict[int | str, tuple[bytes, bytes]] = {
     1: (b"@", b"A"),
@@ -49,8 +50,8 @@ class UniblitzOptions(BaseModel):
     delay_s: float = Field(default=0.02, ge=0, le=5, allow_inf_nan=False)
 
 
-class Uniblitz:
-    """See the module's text. Opening it closes the shutter, so that its state is known.
+class Uniblitz(SerialBlanker):
+    """See the module's text. Opening it closes the shutter; closing it leaves it as it is.
 
     Parameters
     ----------
@@ -65,44 +66,9 @@ class Uniblitz:
     def __init__(self, options: UniblitzOptions, camera: object = None) -> None:
         self._options = options
         settings = LinkSettings(port=options.port, baud=9600, terminator=b"")
-        self._link = SerialLink(settings, simulator=lambda: _simulated(options, camera))
-        self._blanker = UnconfirmedBlanker(self._send, options.delay_s, self._link.check)
+        super().__init__(settings, lambda: _simulated(options, camera), options.delay_s)
 
-    def open(self) -> None:
-        """Connect and close the shutter. Raises `NotConnectedError`."""
-        if self._link.is_open:
-            return
-        self._link.open()
-        try:
-            self._blanker.set_blanked(True)
-        except BaseException:
-            self._link.close()
-            raise
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the shutter is the simulated one of this process."""
-        return self._options.port == SIMULATED
-
-    def close(self) -> None:
-        """Disconnect; idempotent. The shutter stays as it is."""
-        self._link.close()
-        self._blanker.forget()
-
-    @property
-    def commanded(self) -> bool | None:
-        """The last command, True for a closed shutter; None while unknown. Never read back."""
-        return self._blanker.commanded
-
-    @property
-    def blanked(self) -> bool:
-        """Whether the shutter was commanded closed; False while that is unknown."""
-        return self._blanker.commanded is True
-
-    def set_blanked(self, blanked: bool) -> None:
-        """Close or open the shutter. Raises a `DeviceError` when it could not be commanded."""
-        self._blanker.set_blanked(blanked)
-
+    @override
     def _send(self, blanked: bool) -> None:
         opens, closes = _CODES[self._options.channel]
         self._link.command(closes if blanked else opens)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 import serial
 
 from tem_live.drivers.protocols import Blanker, Column
-from tem_live.drivers.serial_line import SerialLine, SerialLineOptions, UnconfirmedBlanker
+from tem_live.drivers.serial_blanker import SerialBlanker
+from tem_live.drivers.serial_line import SerialLine, SerialLineOptions
+from tem_live.drivers.serial_link import LinkSettings
 from tem_live.drivers.sim import SimCamera
+from tem_live.drivers.sim_serial import SimulatedPort
 from tem_live.errors import DeviceError, DisconnectedError, ProfileError, RefusedError
 from tem_live.profiles import check_options
 from tests.drivers.instruments.cable import Cable
@@ -23,6 +27,19 @@ TEXTS = {"blank_text": "\x02BLANK\r\n", "unblank_text": "\xff"}
 
 def line(**options: Any) -> SerialLine:
     return SerialLine(check_options(SerialLineOptions, {"port": "sim", **options}, "column"))
+
+
+class Told(SerialBlanker):
+    """A blanker whose port is there, and whose commands go to a function."""
+
+    def __init__(self, command: Callable[[bool], None], delay_s: float) -> None:
+        settings = LinkSettings(port="sim", baud=9600, terminator=b"")
+        super().__init__(settings, lambda: SimulatedPort(lambda _sent: b""), delay_s)
+        self._link.open()
+        self._command = command
+
+    def _send(self, blanked: bool) -> None:
+        self._command(blanked)
 
 
 class FakeSerial:
@@ -161,7 +178,7 @@ def test_a_failed_command_leaves_it_unknown() -> None:
         if next(fails):
             raise DeviceError("no")
 
-    blanker = UnconfirmedBlanker(command, 0.0)
+    blanker = Told(command, 0.0)
     assert blanker.commanded is None
     blanker.set_blanked(True)
     assert blanker.commanded is True
@@ -178,7 +195,7 @@ def test_a_lost_port_is_tried_once_more_and_not_for_ever() -> None:
         raise DisconnectedError("gone")
 
     with pytest.raises(DisconnectedError):
-        UnconfirmedBlanker(command, 0.0).set_blanked(True)
+        Told(command, 0.0).set_blanked(True)
     assert tries == [True, True]
 
 
@@ -186,7 +203,7 @@ def test_the_beam_counts_as_on_until_the_blanker_has_followed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     during: list[bool | None] = []
-    blanker = UnconfirmedBlanker(lambda _blanked: during.append(blanker.commanded), 0.5)
+    blanker = Told(lambda _blanked: during.append(blanker.commanded), 0.5)
     waited: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -203,7 +220,7 @@ def test_the_beam_counts_as_on_until_the_blanker_has_followed(
 
 def test_blanking_does_not_wait_for_a_slow_unblanking(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[bool] = []
-    blanker = UnconfirmedBlanker(commands.append, 0.5)
+    blanker = Told(commands.append, 0.5)
     waiting, go_on = threading.Event(), threading.Event()
 
     def sleep(_seconds: float) -> None:
