@@ -48,7 +48,8 @@ FAMILY = Family(
     packages=("deapi",),
     install='pip install "tem-live[direct-electron]"',
     reach=lambda fields: listens(fields, port=13240),
-    start="start DE-Server, or: de-twin serve --deapi 13240 --soap 5002 --host 127.0.0.1",
+    start="start DE-Server; without one: de-twin serve --camera DESim --soap 5002 --deapi 13240 "
+    "--host 127.0.0.1",
     tested_against="de-twin 0.3.0; no camera hardware",
     profile="de-twin",
 )

@@ -60,7 +60,7 @@ FAMILY = Family(
     packages=("pymmcore",),
     install='pip install "tem-live[mm]"',
     reach=_has_adapters,
-    start='pip install "tem-live[mm]", or install Micro-Manager and set camera.micromanager_path',
+    start='pip install "tem-live[mm]"  # or Micro-Manager itself, and camera.micromanager_path',
     tested_against="Micro-Manager's DemoCamera in process; no camera hardware",
     profile="mm-demo",
 )

@@ -241,10 +241,15 @@ def doctor(json_: JsonOption = False) -> None:
     from tem_live.doctor import examine
 
     rows = examine()
-    if not json_:
-        columns = ("name", "installed", "reachable", "missing", "mend")
-        rows = [{column: row[column] for column in columns} for row in rows]
-    _print(rows, json_)
+    if json_:
+        _print(rows, True)
+        return
+    columns = ("name", "installed", "reachable", "missing")
+    _print([{column: row[column] for column in columns} for row in rows], False)
+    # Beside the table and never broken into lines: these are there to be pasted.
+    for row in rows:
+        if row["mend"] is not None:
+            typer.echo(f"{row['name']}: {row['mend']}")
 
 
 @app.command()
@@ -803,18 +808,20 @@ def _print(value: Any, as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
+    # As Text: brackets, as in tem-live[mm], are no markup.
     if isinstance(value, list):
         columns = list(dict.fromkeys(key for row in value for key in row))
         table = Table(*columns, box=None)
         for row in value:
-            table.add_row(*(_cell(row.get(column)) for column in columns))
+            table.add_row(*(Text(_cell(row.get(column))) for column in columns))
         console.print(table)
         return
     table = Table(box=None, show_header=False)
     for key, item in value.items():
-        table.add_row(key, _cell(item))
+        table.add_row(key, Text(_cell(item)))
     console.print(table)
 
 

@@ -205,6 +205,16 @@ def test_profiles_models_and_doctor_are_lists_of_named_objects(invoke: Invoke):
         assert invoke(*command)[0] == 0
 
 
+def test_what_doctor_says_can_be_pasted(invoke: Invoke, monkeypatch: pytest.MonkeyPatch):
+    mend = 'pip install "tem-live[mm]"  # ' + "a remark that is longer than a terminal is wide " * 5
+    row = {"name": "new", "installed": False, "reachable": None, "missing": "a [b]", "mend": mend}
+    monkeypatch.setattr("tem_live.doctor.examine", lambda: [row, {**row, "mend": None}])
+    status, out, _ = invoke("doctor")
+    assert status == 0
+    assert f"new: {mend}" in out.splitlines()
+    assert out.count("a [b]") == 2
+
+
 def test_calibrate_dark_is_used_by_the_next_run(invoke: Invoke):
     status, out, _ = invoke("calibrate", "dark", "--frames", "8", "--json", *QUICK)
     assert status == 0
