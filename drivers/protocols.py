@@ -363,6 +363,22 @@ class BeamShift(Protocol):
         """Shift it; returns what the column took, (x, y) in nm."""
 
 
+@runtime_checkable
+class ImageShift(Protocol):
+    """A column that can let the camera look beside, with the stage and the beam where they are.
+
+    The deflectors are below the specimen: what is lit does not change. With the same image shift
+    and `BeamShift` the beam is in the middle of the camera.
+    """
+
+    @property
+    def image_shift_nm(self) -> tuple[float, float]:
+        """(x, y) at the specimen in nm, read back: what the middle of the camera looks at."""
+
+    def set_image_shift(self, x_nm: float, y_nm: float) -> tuple[float, float]:
+        """Shift it; returns what the column took, (x, y) in nm."""
+
+
 @dataclass(frozen=True, slots=True)
 class ColumnParts:
     """What a column can do, found out once; each None where it cannot.
@@ -380,6 +396,7 @@ class ColumnParts:
     beam_area: BeamArea | None = None
     stage: Stage | None = None
     beam_shift: BeamShift | None = None
+    image_shift: ImageShift | None = None
 
     @classmethod
     def of(cls, column: object) -> ColumnParts:
@@ -394,6 +411,7 @@ class ColumnParts:
             column if isinstance(column, BeamArea) else None,
             column if isinstance(column, Stage) else None,
             column if isinstance(column, BeamShift) else None,
+            column if isinstance(column, ImageShift) else None,
         )
 
 

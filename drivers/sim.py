@@ -77,12 +77,11 @@ class SimMicroscope:
         clock: Callable[[], float] = time.perf_counter,
         beam_area_nm2: float = 1e4,
     ) -> None:
-        self.zoom = 1.0
-        """How many times more than at the start is magnified."""
-        self.stage_um = (0.0, 0.0)
-        """(x, y) of the stage in µm: how far the specimen is to the right, and down."""
-        self.beam_shift_nm = (0.0, 0.0)
-        """(x, y) of the beam from the middle of the sensor at the specimen in nm."""
+        self.image_shift_nm = (0.0, 0.0)
+        """(x, y) of the specimen in nm that the middle of the sensor looks at, with no stage."""
+        self._zoom = 1.0
+        self._stage_um = (0.0, 0.0)
+        self._beam_shift_nm = (0.0, 0.0)
         self._beam_area_nm2 = beam_area_nm2
         self.blanker_latency_s = 0.0
         """How long the beam stays on after it was blanked."""
@@ -96,6 +95,9 @@ class SimMicroscope:
         self._times = [clock()]
         self._rates = [0.0]
         self._fluences = [0.0]
+        # Which discs (x, y, radius in nm) have taken how much, and of the present one since when.
+        self._lit: dict[tuple[float, float, float], float] = {}
+        self._lit_since = 0.0
 
     def power_on(self) -> None:
         """Let the beam reach the specimen, unless blanked; idempotent."""
@@ -107,6 +109,39 @@ class SimMicroscope:
     def blanked(self) -> bool:
         """Whether the beam is off the specimen."""
         return self._blanked
+
+    @property
+    def zoom(self) -> float:
+        """How many times more than at the start is magnified."""
+        return self._zoom
+
+    @zoom.setter
+    def zoom(self, zoom: float) -> None:
+        with self._lock:
+            self._leave_disc()
+            self._zoom = zoom
+
+    @property
+    def stage_um(self) -> tuple[float, float]:
+        """(x, y) of the stage in µm: how far the specimen is to the right, and down."""
+        return self._stage_um
+
+    @stage_um.setter
+    def stage_um(self, stage_um: tuple[float, float]) -> None:
+        with self._lock:
+            self._leave_disc()
+            self._stage_um = stage_um
+
+    @property
+    def beam_shift_nm(self) -> tuple[float, float]:
+        """(x, y) of the beam at the specimen in nm; 0 is what the camera looks at unshifted."""
+        return self._beam_shift_nm
+
+    @beam_shift_nm.setter
+    def beam_shift_nm(self, beam_shift_nm: tuple[float, float]) -> None:
+        with self._lock:
+            self._leave_disc()
+            self._beam_shift_nm = beam_shift_nm
 
     @property
     def pixel_size_nm(self) -> float:
@@ -154,10 +189,40 @@ class SimMicroscope:
     def fluence_at(self, time_s: float) -> float:
         """What the specimen had or will have taken at a time of `clock`, in e-/A^2."""
         with self._lock:
-            self._settle()
-            last = max(bisect_right(self._times, time_s) - 1, 0)
-            since_s = max(time_s - self._times[last], 0.0)
-            return self._fluences[last] + since_s * self._rates[last]
+            return self._fluence_at(time_s)
+
+    def _fluence_at(self, time_s: float) -> float:
+        self._settle()
+        last = max(bisect_right(self._times, time_s) - 1, 0)
+        since_s = max(time_s - self._times[last], 0.0)
+        return self._fluences[last] + since_s * self._rates[last]
+
+    def place_fluence_e_per_A2(self, x_nm: float, y_nm: float) -> float:
+        """What a place of the specimen has taken until now in e-/A^2.
+
+        Parameters
+        ----------
+        x_nm, y_nm : float
+            From the middle of the sensor without stage and image shift, to the right and down. The
+            specimen's own drift is left out.
+        """
+        with self._lock:
+            self._leave_disc()
+            return sum(
+                fluence
+                for (x, y, radius_nm), fluence in self._lit.items()
+                if math.hypot(x_nm - x, y_nm - y) <= radius_nm
+            )
+
+    def _leave_disc(self) -> None:
+        """Write down what the disc that is lit has taken, before another one is."""
+        (right_um, down_um), (x_nm, y_nm) = self._stage_um, self._beam_shift_nm
+        radius_nm = math.sqrt(self.beam_area_nm2 / math.pi)
+        disc = x_nm - 1000 * right_um, y_nm - 1000 * down_um, radius_nm
+        now = self._fluence_at(self.clock())
+        if now > self._lit_since:
+            self._lit[disc] = self._lit.get(disc, 0.0) + now - self._lit_since
+            self._lit_since = now
 
     def _note(self) -> None:
         now = self.clock()
@@ -418,6 +483,7 @@ class SimCamera:
             raw.get("zoom", 1.0),
             raw.get("stage_um", (0.0, 0.0)),
             raw.get("beam_shift_nm", (0.0, 0.0)),
+            raw.get("image_shift_nm", (0.0, 0.0)),
         )
         expected *= np.float32(raw["incident_e_per_px"])
         return _binned(self._noise.blurred(expected), raw["binning"])
@@ -456,10 +522,14 @@ class SimCamera:
         zoom: float,
         stage_um: Sequence[float],
         beam_shift_nm: Sequence[float],
+        image_shift_nm: Sequence[float],
     ) -> Plane:
         """Transmission of a region and of what its pixels get from beyond it by the blur."""
         # In whole pixels, which no stage is better than.
-        right, down = (round(1000 * x / self.options.specimen_pixel_nm) for x in stage_um)
+        right, down = (
+            round((1000 * stage - image) / self.options.specimen_pixel_nm)
+            for stage, image in zip(stage_um, image_shift_nm, strict=True)
+        )
         margin = self._noise.margin
         top, left, height, width = roi
         window = Window(top - margin, left - margin, height + 2 * margin, width + 2 * margin)
@@ -473,19 +543,21 @@ class SimCamera:
             )
         if self._brightness != 1.0:
             expected *= np.float32(self._brightness)
-        if any(beam_shift_nm):
-            self._darken_beyond(expected, window, zoom, beam_shift_nm)
+        # Where the beam is on the sensor.
+        seen_nm = [b - i for b, i in zip(beam_shift_nm, image_shift_nm, strict=True)]
+        if any(seen_nm):
+            self._darken_beyond(expected, window, zoom, seen_nm)
         return expected
 
     def _darken_beyond(
-        self, expected: Plane, window: Window, zoom: float, beam_shift_nm: Sequence[float]
+        self, expected: Plane, window: Window, zoom: float, beam_nm: Sequence[float]
     ) -> None:
-        """Take away what is outside of the lit disc."""
+        """Take away what is outside of the lit disc; ``beam_nm`` is from the sensor's middle."""
         pixel_nm = self.options.specimen_pixel_nm / zoom
         height, width = self._sensor
         x = (np.arange(window.width) + window.left + 0.5 - width / 2) * pixel_nm
         y = (np.arange(window.height) + window.top + 0.5 - height / 2) * pixel_nm
-        distance = np.hypot(x[None, :] - beam_shift_nm[0], y[:, None] - beam_shift_nm[1])
+        distance = np.hypot(x[None, :] - beam_nm[0], y[:, None] - beam_nm[1])
         expected[distance > math.sqrt(self.microscope.beam_area_nm2 / math.pi)] = 0
 
     def _expose(
@@ -502,7 +574,10 @@ class SimCamera:
         fluence = before + dose_e_per_A2 / 2
         zoom = self.microscope.zoom
         stage_um, shift_nm = self.microscope.stage_um, self.microscope.beam_shift_nm
-        expected = self._expected(state.roi, specimen_time_s, fluence, zoom, stage_um, shift_nm)
+        image_nm = self.microscope.image_shift_nm
+        expected = self._expected(
+            state.roi, specimen_time_s, fluence, zoom, stage_um, shift_nm, image_nm
+        )
         expected *= np.float32(incident)
         rng = np.random.Generator(np.random.SFC64([self.options.seed, run.number, sequence]))
         self._noise.detect(expected, state, rng, buffer)
@@ -520,6 +595,7 @@ class SimCamera:
                 **({} if zoom == 1.0 else {"zoom": zoom}),
                 **({"stage_um": list(stage_um)} if any(stage_um) else {}),
                 **({"beam_shift_nm": list(shift_nm)} if any(shift_nm) else {}),
+                **({"image_shift_nm": list(image_nm)} if any(image_nm) else {}),
             },
         )
 
@@ -857,6 +933,8 @@ class SimColumn:
     """How far the stage goes in each direction."""
     BEAM_SHIFT_NM = 10_000.0
     """How far the beam can be shifted in each direction."""
+    IMAGE_SHIFT_NM = 10_000.0
+    """How far the image can be shifted in each direction."""
     ZOOMS = (1 / 16, 16.0)
     """Range of the magnification relative to that of the options."""
 
@@ -959,6 +1037,23 @@ class SimColumn:
             )
         self._microscope.beam_shift_nm = float(x_nm), float(y_nm)
         return self._microscope.beam_shift_nm
+
+    @property
+    def image_shift_nm(self) -> tuple[float, float]:
+        """See `ImageShift`."""
+        self._must_be_open()
+        return self._microscope.image_shift_nm
+
+    def set_image_shift(self, x_nm: float, y_nm: float) -> tuple[float, float]:
+        """See `ImageShift`; the beam stays on the specimen where it is."""
+        self._must_be_open()
+        if not all(abs(value) <= self.IMAGE_SHIFT_NM for value in (x_nm, y_nm)):
+            raise RefusedError(
+                f"({x_nm:g}, {y_nm:g}) nm is out of range; the image can be shifted by "
+                f"{self.IMAGE_SHIFT_NM:g} nm in each direction"
+            )
+        self._microscope.image_shift_nm = float(x_nm), float(y_nm)
+        return self._microscope.image_shift_nm
 
     @property
     def spot_sizes(self) -> tuple[int, ...]:

@@ -225,6 +225,9 @@ class ModeProfile(_Strict):
         Incident dose rate in e-/px/s of an **unbinned** pixel at that magnification.
     beam_shift_nm : (x, y) or None
         Shift of the beam at the specimen in nm.
+    image_shift_nm : (x, y) or None
+        What the camera looks at, in nm at the specimen: with the same as ``beam_shift_nm`` the
+        beam is in the middle of the camera. If one mode looks beside, all of them must tell it.
     area : str or None
         For optics that light a place beside the specimen area, as for focusing: what they cost is
         booked on an area of its own, whose name is this one behind that of the specimen area.
@@ -239,6 +242,7 @@ class ModeProfile(_Strict):
     spot_size: int | None = Field(default=None, ge=1)
     dose_rate_e_per_px_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     beam_shift_nm: tuple[FiniteFloat, FiniteFloat] | None = None
+    image_shift_nm: tuple[FiniteFloat, FiniteFloat] | None = None
     area: str | None = Field(default=None, pattern=r"^[\w+-]{1,16}$")
     exposure_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     binning: int | None = Field(default=None, ge=1)
@@ -305,6 +309,15 @@ class Profile(_Strict):
                     "beam_shift",
                     "mode '{name}' needs beam_shift_nm, since mode '{aside}' has an area beside",
                     {"name": name, "aside": aside},
+                )
+        looks = next((name for name, mode in value.items() if any(mode.image_shift_nm or ())), None)
+        for name, mode in value.items():
+            # Nor must a camera be left looking beside what it is to record.
+            if looks is not None and mode.image_shift_nm is None:
+                raise PydanticCustomError(
+                    "image_shift",
+                    "mode '{name}' needs image_shift_nm, since mode '{looks}' looks beside",
+                    {"name": name, "looks": looks},
                 )
         return value
 
@@ -441,6 +454,8 @@ def _validated(
             what = f"unknown key '{key}'{_closest(path[-1], names)}"
         elif first["type"] == "missing":
             what = f"'{key}' is missing"
+        elif isinstance(first["input"], dict):
+            what = f"'{key}': {_lower(first['msg'])}"
         else:
             given = json.dumps(first["input"], default=str)
             what = f"'{key}' = {given}: {_lower(first['msg'])}{_unit_hint(key, first['input'])}"

@@ -57,7 +57,7 @@ from tem_live.instrument import make_beam_monitor, make_camera, make_column, mak
 from tem_live.ledger import Ledger
 from tem_live.paths import check_target
 from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
-from tem_live.profiles import Profile, load_profile
+from tem_live.profiles import ModeProfile, Profile, load_profile
 from tem_live.raw_frames import each_raw, mean_counts
 from tem_live.references import References
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
@@ -616,6 +616,8 @@ class Session:
             if self._beam.parts.beam_shift is None:
                 raise RefusedError("this instrument's beam cannot be shifted from here")
             self._beam.parts.beam_shift.set_beam_shift(*mode.beam_shift_nm)
+        if mode.image_shift_nm is not None:
+            self._shift_image(mode.image_shift_nm)
         self._whereabouts.look()
         named = self._named_area
         area = named
@@ -634,6 +636,23 @@ class Session:
         if lit:
             self._beam.unblank(since)
         return self._announce()
+
+    def _shift_image(self, to_nm: tuple[float, float]) -> None:
+        """Let the camera look beside; what moves in its frames by that is no drift."""
+        control = self._beam.parts.image_shift
+        if control is None:
+            raise RefusedError("this instrument's image cannot be shifted from here")
+
+        def shift() -> None:
+            self._processor.drain()
+            self._whereabouts.look()
+            try:
+                control.set_image_shift(*to_nm)
+            finally:
+                self._processor.forget()
+                self._whereabouts.look()
+
+        self._acquisition.call(shift).result()
 
     def apply(self, **changes: Any) -> SessionState:
         """Change settings; they hold from the next frame on.
@@ -1254,20 +1273,30 @@ class Session:
 
         Where the illuminated area is not known nobody can tell, and the profile is believed.
         """
-        place = self._whereabouts.place
+        place = self._own_place()
         return place is not None and place.beam_reaches_field(self._own_scale())
+
+    def _own_modes(self) -> list[ModeProfile]:
+        """The modes that light the area itself and tell a magnification, the highest one last."""
+        own = [m for m in self.profile.modes.values() if m.area is None and m.magnification]
+        return sorted(own, key=lambda mode: mode.magnification or 0.0)
+
+    def _own_place(self) -> Place | None:
+        """The place with the camera looking where the mode that magnifies the area most does."""
+        own = self._own_modes()
+        looks = own[-1].image_shift_nm if own else None
+        return self._whereabouts.place if looks is None else self._whereabouts.place_at(looks)
 
     def _own_scale(self) -> float:
         """Side of the field of the mode that magnifies the area most, as a part of the present."""
-        own = [m.magnification for m in self.profile.modes.values() if m.area is None]
-        steps = [magnification for magnification in own if magnification is not None]
-        if self._beam.parts.magnification is None or not steps:
+        own = self._own_modes()
+        if self._beam.parts.magnification is None or not own:
             return 1.0
-        return self._beam.parts.magnification.magnification / max(steps)
+        return self._beam.parts.magnification.magnification / (own[-1].magnification or 1.0)
 
     def _count_beside(self) -> None:
         """Count for the budget what modes with an area beside have lit of the area's own field."""
-        named, place = self._named_area, self._whereabouts.place
+        named, place = self._named_area, self._own_place()
         beside = {mode.area for mode in self.profile.modes.values() if mode.area is not None}
         if named is None or place is None or self.area != named or not beside:
             return

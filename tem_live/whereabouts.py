@@ -1,13 +1,14 @@
 """Where on the specimen the instrument looks and shines, for the fluence map.
 
-`Whereabouts` joins what moves the field of view over the specimen: the stage as it is read back,
-the region and the pixel size of the camera, and the drift that is measured in the frames; and what
-moves the beam: its shift. A point of the specimen at s is seen at s + d from the middle of the
-sensor, where d is the stage's position (by `stage_axes` in the axes of the image) plus the drift.
-The field is therefore around -d, and a beam that is shifted by b around b - d.
+`Whereabouts` joins what moves the field of view over the specimen: the stage and the image shift as
+they are read back, the region and the pixel size of the camera, and the drift that is measured in
+the frames; and what moves the beam: its shift. A point of the specimen at s is seen at s + d - i
+from the middle of the sensor, where d is the stage's position (by `stage_axes` in the axes of the
+image) plus the drift, and i the image shift. The field is therefore around i - d, and a beam that
+is shifted by b around b - d, wherever the camera looks.
 
-What the stage does would be measured as drift once more. So drift is not followed from the frame
-before a move to the frame after it, nor from one pixel size to another.
+What stage and image shift do would be measured as drift once more. So drift is not followed from
+the frame before a move to the frame after it, nor from one pixel size to another.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from tem_live.fluence_map import CELLS_PER_FIELD, Place
 from tem_live.state import FrameInfo
 
 PERIOD_S = 1.0
-"""How often stage and beam shift are asked for while the beam is on, in seconds."""
+"""How often stage, beam and image shift are asked for while the beam is on, in seconds."""
 
 STILL_NM = 5.0
 """Stage positions that are closer are taken for the same: read-back is not exact."""
 
-Axes = tuple[tuple[float, float], tuple[float, float]]
+STEADY_NM = 0.1
+"""The same of image shifts, which are read back as they were set."""
+
+Point = tuple[float, float]
+Axes = tuple[Point, Point]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ class Whereabouts:
         self._place: Place | None = None
         self._stage_nm: tuple[float, float] | None = None
         self._shift_nm = (0.0, 0.0)
+        self._image_nm: tuple[float, float] | None = None
         self._radius_nm: float | None = None
         self._drift_nm = (0.0, 0.0)
         self._drift_when_asked = (0.0, 0.0)
@@ -109,23 +115,35 @@ class Whereabouts:
         with self._lock:
             return self._find()
 
+    def place_at(self, image_shift_nm: tuple[float, float]) -> Place | None:
+        """As `place`, if the camera looked at another image shift; the beam is where it is."""
+        with self._lock:
+            return self._find(image_shift_nm)
+
     def look(self) -> None:
         """Ask the column where it is and note it where it has changed. May wait for the column."""
         with self._asking:
-            stage, shift, radius = self._ask()
+            stage, shift, image, radius = self._ask()
             with self._lock:
+                moved = False
                 before = self._stage_nm
                 if stage is not None and (before is None or math.dist(stage, before) > STILL_NM):
                     self._stage_nm = stage
-                    if before is not None:
-                        # What was taken for drift since the last look was the stage's way.
-                        self._drift_nm = self._drift_when_asked
-                        self._known_until = self._next_frame()
+                    moved = before is not None
+                before = self._image_nm
+                if image is not None and (before is None or math.dist(image, before) > STEADY_NM):
+                    self._image_nm = image
+                    moved = moved or before is not None
+                if moved:
+                    # What was taken for drift since the last look was the way of the field.
+                    self._drift_nm = self._drift_when_asked
+                    self._known_until = self._next_frame()
                 self._drift_when_asked = self._drift_nm
                 self._shift_nm = self._shift_nm if shift is None else shift
                 self._radius_nm = self._radius_nm if radius is None else radius
                 self._tell(None)
-        if self._thread is None and (self._parts.stage or self._parts.beam_shift):
+        parts = self._parts
+        if self._thread is None and (parts.stage or parts.beam_shift or parts.image_shift):
             self._thread = threading.Thread(
                 target=self._run, name="tem-live whereabouts", daemon=True
             )
@@ -157,10 +175,8 @@ class Whereabouts:
         if self._thread is not None:
             self._thread.join()
 
-    def _ask(
-        self,
-    ) -> tuple[tuple[float, float] | None, tuple[float, float] | None, float | None]:
-        stage = shift = radius = None
+    def _ask(self) -> tuple[Point | None, Point | None, Point | None, float | None]:
+        stage = shift = image = radius = None
         parts = self._parts
         try:
             if parts.stage is not None:
@@ -168,6 +184,8 @@ class Whereabouts:
                 stage = x_um * 1000, y_um * 1000
             if parts.beam_shift is not None:
                 shift = parts.beam_shift.beam_shift_nm
+            if parts.image_shift is not None:
+                image = parts.image_shift.image_shift_nm
             area = None if parts.beam_area is None else parts.beam_area.beam_area_nm2
             if area is not None and area > 0:
                 radius = math.sqrt(area / math.pi)
@@ -175,9 +193,9 @@ class Whereabouts:
             if not self._warned:
                 self._warned = True
                 self._warn(f"the fluence map stays where it was: {error}")
-        return stage, shift, radius
+        return stage, shift, image, radius
 
-    def _find(self) -> Place | None:
+    def _find(self, image_shift_nm: Point | None = None) -> Place | None:
         field = self._field()
         if field is None:
             return None
@@ -188,7 +206,14 @@ class Whereabouts:
         beam = None
         if self._radius_nm is not None:
             beam = self._shift_nm[0] - right, self._shift_nm[1] - down, self._radius_nm
-        return Place(field.x_nm - right, field.y_nm - down, field.width_nm, field.height_nm, beam)
+        image_x, image_y = image_shift_nm or self._image_nm or (0.0, 0.0)
+        return Place(
+            field.x_nm + image_x - right,
+            field.y_nm + image_y - down,
+            field.width_nm,
+            field.height_nm,
+            beam,
+        )
 
     def _tell(self, since: int | None) -> None:
         place = self._find()

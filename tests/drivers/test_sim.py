@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from tem_live.drivers.protocols import (
     DoseRateControl,
     HasTruth,
 )
-from tem_live.drivers.sim import Detector, PoissonTable, SimCamera, SimColumn
+from tem_live.drivers.sim import Detector, PoissonTable, SimCamera, SimColumn, SimMicroscope
 from tem_live.drivers.sim_scenes import Damage, Lattice, Motion, Window, make_scene
 from tem_live.errors import NotConnectedError, OverflowedError, RefusedError
 from tests.drivers.conformance import CameraConformance
@@ -599,6 +600,50 @@ def test_a_shifted_beam_leaves_what_it_no_longer_lights_dark() -> None:
     assert bench.camera.truth(meta).min() > 0
     with pytest.raises(RefusedError, match="beam can be shifted"):
         column.set_beam_shift(1e6, 0.0)
+
+
+def test_an_image_shift_moves_the_specimen_in_the_frame_and_no_beam() -> None:
+    bench = Bench(scene="lattice", mtf_sigma_px=0.0)
+    column = column_of(bench.camera, found_blanked=False)
+    _, (meta, *_) = bench.frames(1)
+    before = bench.camera.truth(meta)
+    pixel_nm = bench.options.specimen_pixel_nm
+    # What was 5 pixels to the right and 3 down is now in the middle; nothing else tells that.
+    assert column.set_image_shift(5 * pixel_nm, 3 * pixel_nm) == column.image_shift_nm
+    assert column.beam_shift_nm == column.stage_position_um == (0.0, 0.0)
+    _, (meta, *_) = bench.frames(1)
+    after = bench.camera.truth(meta)
+    lit = (before[3:, 5:] > 0) & (after[:-3, :-5] > 0)
+    assert lit.mean() > 0.9
+    assert np.allclose(after[:-3, :-5][lit], before[3:, 5:][lit], rtol=1e-4)
+    # A diameter away it is dark, until the beam comes along.
+    far_nm = 2 * np.sqrt(column.beam_area_nm2 / np.pi)
+    column.set_image_shift(0.0, far_nm)
+    _, (meta, *_) = bench.frames(1)
+    assert bench.camera.truth(meta).max() == 0
+    column.set_beam_shift(0.0, far_nm)
+    _, (meta, *_) = bench.frames(1)
+    assert bench.camera.truth(meta).min() > 0
+    with pytest.raises(RefusedError, match="image can be shifted"):
+        column.set_image_shift(0.0, float("nan"))
+
+
+def test_only_the_places_in_the_disc_take_a_dose() -> None:
+    now = [0.0]
+    microscope = SimMicroscope(0.2, 10.0, lambda: now[0], beam_area_nm2=math.pi * 50.0**2)
+    microscope.power_on()
+    now[0] = 1.0
+    microscope.beam_shift_nm = (200.0, 0.0)
+    microscope.image_shift_nm = (200.0, 0.0)
+    now[0] = 4.0
+    assert microscope.place_fluence_e_per_A2(0.0, 0.0) == pytest.approx(10.0)
+    assert microscope.place_fluence_e_per_A2(200.0, 49.0) == pytest.approx(30.0)
+    assert microscope.place_fluence_e_per_A2(200.0, 51.0) == 0.0
+    microscope.stage_um = (0.2, 0.0)
+    now[0] = 5.0
+    # The specimen has gone to the right: the beam is on what was in the middle.
+    assert microscope.place_fluence_e_per_A2(0.0, 0.0) == pytest.approx(20.0)
+    assert microscope.true_fluence_e_per_A2 == pytest.approx(50.0)
 
 
 def test_below_its_magnification_the_beam_lights_the_larger_field() -> None:

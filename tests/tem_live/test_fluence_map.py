@@ -537,6 +537,7 @@ def test_a_mode_that_lights_a_place_beside_books_on_an_area_of_its_own(sim: Open
     optics = {
         "modes__focus__area": "focus",
         "modes__focus__beam_shift_nm": [40.0, 0.0],
+        "modes__focus__image_shift_nm": [40.0, 0.0],
         **{f"modes__{name}__beam_shift_nm": [0.0, 0.0] for name in ("search", "view", "record")},
     }
     session = sim(dose__area="square5", **optics)
@@ -574,6 +575,7 @@ def test_a_beam_that_reaches_into_the_field_is_booked_on_the_area_itself(
         dose__budget_e_per_A2=100.0,
         modes__focus__area="focus",
         modes__focus__beam_shift_nm=[shift_nm, 0.0],
+        modes__focus__image_shift_nm=[shift_nm, 0.0],
         **{f"modes__{name}__beam_shift_nm": [0.0, 0.0] for name in ("search", "view", "record")},
     )
     session.use_mode("record")
@@ -597,6 +599,7 @@ def test_a_field_that_was_lit_from_beside_has_less_of_its_budget(sim: Opener):
         camera__drift_nm_per_s=(0.0, 0.0),
         modes__focus__area="focus",
         modes__focus__beam_shift_nm=[60.0, 0.0],
+        modes__focus__image_shift_nm=[60.0, 0.0],
         **{f"modes__{name}__beam_shift_nm": [0.0, 0.0] for name in ("search", "view", "record")},
     )
     session.use_mode("focus")
@@ -626,8 +629,116 @@ def test_a_field_that_was_lit_from_beside_has_less_of_its_budget(sim: Opener):
     assert session.cost().left_e_per_A2 == pytest.approx(focused)
 
 
-def test_a_mode_with_an_area_beside_needs_all_beam_shifts():
-    with pytest.raises(
-        ProfileError, match=r"mode 'search' needs beam_shift_nm, since mode 'focus'"
-    ):
-        load_profile("sim", {"modes.focus.area": "focus", "modes.focus.beam_shift_nm": [40.0, 0.0]})
+SHIPPED = {
+    "camera__sensor_height_px": 512,
+    "camera__sensor_width_px": 512,
+    "camera__drift_nm_per_s": [0.0, 0.0],
+    "dose__area": "square5",
+}
+
+
+def test_focusing_as_shipped_leaves_the_field_of_record_alone(sim: Opener):
+    session = sim(**SHIPPED, dose__budget_e_per_A2=1000.0, restorer__model="none")
+    microscope = session._camera.microscope
+    field = [(x, y) for x in (-51.2, 0.0, 51.2) for y in (-51.2, 0.0, 51.2)]
+
+    def truth() -> list[float]:
+        return [microscope.place_fluence_e_per_A2(*point) for point in field]
+
+    def take(mode: str) -> list[Frame]:
+        taken: list[Frame] = []
+        session.use_mode(mode)
+        unsubscribe = session.subscribe(taken.append)
+        session.start(20)
+        assert session.wait(60)
+        unsubscribe()
+        return taken
+
+    take("record")
+    recorded = truth()
+    assert min(recorded) == max(recorded) > 20.0
+    assert session.cost().left_e_per_A2 == pytest.approx(1000.0 - recorded[0], rel=0.01)
+
+    frames = take("focus")
+    assert session.area == "square5-focus"
+    assert truth() == pytest.approx(recorded, rel=0.01)
+    focused = microscope.place_fluence_e_per_A2(200.0, 0.0)
+    assert focused > 80.0
+    # What the camera sees is lit, to its corners.
+    assert frames
+    for frame in frames:
+        electrons = (np.asarray(frame.raw, np.float64) - 100.0) / 40.0
+        blocks = electrons.reshape(8, 64, 8, 64).mean(axis=(1, 3))
+        assert blocks.min() > 0.3 * (frame.meta.raw["incident_e_per_px"])
+    place = session.place
+    assert place is not None
+    assert place.beam is not None
+    assert (place.x_nm, place.y_nm) == place.beam[:2] == (200.0, 0.0)
+
+    # Back, and nothing of it counts here; map, ledger and truth agree.
+    session.use_mode("record")
+    assert session.area == "square5"
+    assert session.place is not None
+    assert (session.place.x_nm, session.place.y_nm) == (0.0, 0.0)
+    assert session.cost().left_e_per_A2 == pytest.approx(1000.0 - recorded[0], rel=0.01)
+    assert not [text for _, text in session.messages if "reaches into" in text or "beside" in text]
+    for name, centre, took in (("square5", 0.0, recorded[0]), ("square5-focus", 200.0, focused)):
+        lit = LedgerMap(name)
+        lit.update()
+        assert lit.map is not None
+        there = lit.map.highest((centre - 25.0, -25.0, centre + 25.0, 25.0))
+        assert there == pytest.approx(took, rel=0.01)
+        assert summarise(name).fluence_e_per_A2 == pytest.approx(took, rel=0.01)
+        assert lit.map.highest((148.8 - centre, -51.2, 251.2 - centre, 51.2)) == 0.0
+
+
+def test_modes_that_look_for_the_place_light_it_less_and_show_more(sim: Opener):
+    session = sim(**SHIPPED, restorer__model="none")
+    shown, cost = [], []
+    for mode in ("search", "view", "record"):
+        session.use_mode(mode)
+        place = session.place
+        assert place is not None
+        assert (place.x_nm, place.y_nm) == (0.0, 0.0)
+        assert place.beam is not None
+        assert place.beam[:2] == (0.0, 0.0)
+        assert session.area == "square5"
+        shown.append(place.width_nm)
+        cost.append(session.cost().e_per_A2)
+    assert shown == sorted(shown, reverse=True)
+    assert cost == sorted(cost)
+    assert cost[1] < cost[2] / 3
+
+
+def test_the_way_to_the_focus_and_back_amid_a_run_is_no_drift(sim: Opener):
+    session = sim(**SHIPPED)
+    session.use_mode("record")
+    session.start()
+    for mode, at_nm in (("record", 0.0), ("focus", 200.0), ("record", 0.0), ("focus", 200.0)):
+        session.use_mode(mode)
+        list(session.frames(6))
+        place = session.place
+        assert place is not None
+        assert (place.x_nm, place.y_nm) == pytest.approx((at_nm, 0.0), abs=1.0)
+    session.stop()
+
+
+@pytest.mark.parametrize(
+    ("focus", "refused"),
+    [
+        (
+            {"area": "focus", "beam_shift_nm": [40.0, 0.0]},
+            r"mode 'record' needs beam_shift_nm, since mode 'focus'",
+        ),
+        (
+            {"image_shift_nm": [40.0, 0.0]},
+            r"mode 'record' needs image_shift_nm, since mode 'focus' looks beside",
+        ),
+    ],
+)
+def test_a_mode_that_lights_or_looks_beside_needs_the_shifts_of_all(
+    focus: dict[str, Any], refused: str
+):
+    fields = {f"modes.focus.{key}": value for key, value in focus.items()}
+    with pytest.raises(ProfileError, match=refused):
+        load_profile("sim-lattice", {"modes.record.magnification": 50_000, **fields})

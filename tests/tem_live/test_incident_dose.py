@@ -520,9 +520,19 @@ def test_a_mode_that_is_refused_leaves_the_beam_off(sim: Opener):
     session.stop()
     shifting = sim(
         modes__aside__beam_shift_nm=[100.0, 0.0],
+        modes__aside__image_shift_nm=[100.0, 0.0],
         column__driver="uniblitz",
         column__port="sim",
         column__dose_rate_e_per_px_s=None,
     )
-    with pytest.raises(RefusedError, match="cannot be shifted"):
+    with pytest.raises(RefusedError, match="beam cannot be shifted"):
         shifting.use_mode("aside")
+
+
+def test_an_image_shift_that_is_refused_leaves_the_beam_off(sim: Opener):
+    session = sim(modes__focus__image_shift_nm=[1e6, 0.0])
+    session.start()
+    with pytest.raises(RefusedError, match="image can be shifted by"):
+        session.use_mode("focus")
+    assert session.blanked
+    session.stop()

@@ -14,11 +14,12 @@ from tem_live.whereabouts import STILL_NM, Field, Whereabouts
 
 
 class Column:
-    """A stage, a beam shift and a lit area that say what they are told to."""
+    """A stage, a beam and an image shift and a lit area that say what they are told to."""
 
     def __init__(self) -> None:
         self.stage_position_um = (0.0, 0.0)
         self.beam_shift_nm = (0.0, 0.0)
+        self.image_shift_nm = (0.0, 0.0)
         self.beam_area_nm2 = 3.14159265 * 50.0**2
         self.broken = False
 
@@ -36,7 +37,12 @@ class Rig:
         self.warned: list[str] = []
         self.next_frame = 0
         self.made = Whereabouts(
-            ColumnParts(stage=self.column, beam_shift=self.column, beam_area=self.column),
+            ColumnParts(
+                stage=self.column,
+                beam_shift=self.column,
+                beam_area=self.column,
+                image_shift=self.column,
+            ),
             axes,
             lambda: self.field,
             lambda: self.next_frame,
@@ -79,6 +85,32 @@ def test_the_beam_is_shifted_and_the_field_is_not(rig: Rig):
     rig.made.look()
     assert rig.at == (0.0, 0.0)
     assert rig.noted[-1][0].beam == pytest.approx((30.0, 5.0, 50.0))
+
+
+def test_the_image_is_shifted_and_the_beam_is_not(rig: Rig):
+    rig.column.stage_position_um = (0.1, 0.0)
+    rig.column.image_shift_nm = (30.0, 5.0)
+    rig.made.look()
+    assert rig.at == (-70.0, 5.0)
+    assert rig.noted[-1][0].beam == pytest.approx((-100.0, 0.0, 50.0))
+    elsewhere = rig.made.place_at((0.0, 0.0))
+    assert elsewhere is not None
+    assert (elsewhere.x_nm, elsewhere.y_nm) == (-100.0, 0.0)
+    assert elsewhere.beam == rig.noted[-1][0].beam
+
+
+def test_the_way_of_the_image_shift_is_not_counted_as_drift_too(rig: Rig):
+    rig.made.look()
+    rig.frame((0.0, 0.0))
+    rig.frame((0.0, 4.0))
+    rig.made.look()
+    rig.column.image_shift_nm = (20.0, 0.0)
+    rig.frame((0.0, -16.0))
+    rig.made.look()
+    assert rig.at == pytest.approx((16.0, 0.0))
+    rig.frame((0.0, -17.0))
+    rig.frame((0.0, -18.0))
+    assert rig.at == pytest.approx((17.0, 0.0))
 
 
 def test_a_stage_of_other_axes():
