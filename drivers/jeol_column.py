@@ -6,7 +6,7 @@ Calls: ``Def3.SetBeamBlank`` and ``GetBeamBlank`` (1 is blanked), ``EOS3.SelectS
 application says), ``EOS3.GetMagValue`` (value, unit, label), ``UpSelector`` and ``DownSelector``.
 
 **Untested on hardware.** Tested against a fake module of PyJEM's shape. Left out, because their
-units were not found: the stage and the beam shift.
+units were not found: the stage, the beam shift and the image shift.
 """
 
 from __future__ import annotations

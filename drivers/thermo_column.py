@@ -197,6 +197,24 @@ class ThermoColumn:
             self._link.ask(lambda microscope: microscope.set_beam_shift((1e-9 * x_nm, 1e-9 * y_nm)))
             return self.beam_shift_nm
 
+    # ------------------------------------------------------------------------------- image shift
+
+    @property
+    def image_shift_nm(self) -> tuple[float, float]:
+        """See `ImageShift`; ``Projection.ImageShift``, by the microscope's own calibration."""
+        x, y = self._link.ask(lambda microscope: microscope.get_image_shift())
+        return 1e9 * x, 1e9 * y
+
+    def set_image_shift(self, x_nm: float, y_nm: float) -> tuple[float, float]:
+        """See `ImageShift`."""
+        if not (math.isfinite(x_nm) and math.isfinite(y_nm)):
+            raise RefusedError(f"an image shift of ({x_nm:g}, {y_nm:g}) nm is refused")
+        with self._lock:
+            self._link.ask(
+                lambda microscope: microscope.set_image_shift((1e-9 * x_nm, 1e-9 * y_nm))
+            )
+            return self.image_shift_nm
+
 
 class ThermoScreen:
     """The current on the fluorescent screen, as a beam monitor.

@@ -22,6 +22,7 @@ from tem_live.drivers.protocols import (
     Blanker,
     CameraSettings,
     ColumnParts,
+    ImageShift,
     Magnification,
     Simulated,
     SpotSize,
@@ -265,7 +266,7 @@ def test_without_temscript(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_the_column_can_do(column: ThermoColumn) -> None:
-    for part in (Blanker, SpotSize, Magnification, Stage, BeamShift, Simulated):
+    for part in (Blanker, SpotSize, Magnification, Stage, BeamShift, ImageShift, Simulated):
         assert isinstance(column, part)
     parts = ColumnParts.of(column)
     assert parts.dose_rate is None
@@ -358,6 +359,17 @@ def test_beam_shift(column: ThermoColumn, microscope: Microscope) -> None:
     assert microscope.itself.get_beam_shift() == pytest.approx((2e-8, -5e-9))
     with pytest.raises(RefusedError):
         column.set_beam_shift(float("nan"), 0.0)
+
+
+def test_image_shift_leaves_the_beam_where_it_is(
+    column: ThermoColumn, microscope: Microscope
+) -> None:
+    column.set_beam_shift(20.0, -5.0)
+    assert column.set_image_shift(300.0, -40.0) == pytest.approx((300.0, -40.0))
+    assert microscope.itself.get_image_shift() == pytest.approx((3e-7, -4e-8))
+    assert column.beam_shift_nm == pytest.approx((20.0, -5.0))
+    with pytest.raises(RefusedError, match="image shift"):
+        column.set_image_shift(0.0, float("inf"))
 
 
 def test_screen_current(microscope: Microscope) -> None:
