@@ -612,12 +612,13 @@ class Session:
         if mode.dose_rate_e_per_px_s is not None:
             unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
             self._beam.set_dose_rate(per_A2(mode.dose_rate_e_per_px_s, unbinned_nm))
+        # The camera first: if it is refused, the beam still lights what it is booked on.
+        if mode.image_shift_nm is not None:
+            self._shift_image(mode.image_shift_nm)
         if mode.beam_shift_nm is not None:
             if self._beam.parts.beam_shift is None:
                 raise RefusedError("this instrument's beam cannot be shifted from here")
             self._beam.parts.beam_shift.set_beam_shift(*mode.beam_shift_nm)
-        if mode.image_shift_nm is not None:
-            self._shift_image(mode.image_shift_nm)
         self._whereabouts.look()
         named = self._named_area
         area = named

@@ -525,7 +525,7 @@ def test_a_mode_that_is_refused_leaves_the_beam_off(sim: Opener):
         column__port="sim",
         column__dose_rate_e_per_px_s=None,
     )
-    with pytest.raises(RefusedError, match="beam cannot be shifted"):
+    with pytest.raises(RefusedError, match="image cannot be shifted"):
         shifting.use_mode("aside")
 
 
@@ -535,4 +535,8 @@ def test_an_image_shift_that_is_refused_leaves_the_beam_off(sim: Opener):
     with pytest.raises(RefusedError, match="image can be shifted by"):
         session.use_mode("focus")
     assert session.blanked
+    # The beam is still where its dose is booked.
+    assert session.place is not None
+    assert session.place.beam is not None
+    assert session.place.beam[:2] == (0.0, 0.0)
     session.stop()
