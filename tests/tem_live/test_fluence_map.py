@@ -723,6 +723,27 @@ def test_the_way_to_the_focus_and_back_amid_a_run_is_no_drift(sim: Opener):
     session.stop()
 
 
+def test_an_image_shift_alone_is_followed_once(sim: Opener):
+    optics = ("magnification", "dose_rate_e_per_px_s", "exposure_s", "binning")
+    alike = {f"modes__{mode}__{key}": None for mode in ("record", "focus") for key in optics}
+    session = sim(
+        **{**SHIPPED, **alike},
+        camera__exposure_s=0.05,
+        modes__focus__beam_shift_nm=[0.0, 0.0],
+        modes__focus__image_shift_nm=[6.0, -4.0],
+    )
+    session.use_mode("record")
+    session.start()
+    list(session.frames(6))
+    for mode, at_nm in (("focus", (6.0, -4.0)), ("record", (0.0, 0.0)), ("focus", (6.0, -4.0))):
+        session.use_mode(mode)
+        list(session.frames(8))
+        place = session.place
+        assert place is not None
+        assert (place.x_nm, place.y_nm) == pytest.approx(at_nm, abs=1.0)
+    session.stop()
+
+
 @pytest.mark.parametrize(
     ("focus", "refused"),
     [
