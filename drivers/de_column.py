@@ -169,6 +169,25 @@ class DEColumn:
             )
         return taken
 
+    @property
+    def image_shift_nm(self) -> tuple[float, float]:
+        """See `ImageShift`."""
+        self._must_be_open()
+        x_um, y_um = self._pair("getImageShift")
+        return x_um * 1e3, y_um * 1e3
+
+    def set_image_shift(self, x_nm: float, y_nm: float) -> tuple[float, float]:
+        """See `ImageShift`."""
+        self._must_be_open()
+        self._ask("setImageShift", {"x": x_nm / 1e3, "y": y_nm / 1e3})
+        taken = self.image_shift_nm
+        if _far(taken, (x_nm, y_nm), _SHIFT_TOLERANCE_UM * 1e3):
+            raise RefusedError(
+                f"the column refuses an image shift of {x_nm:g}, {y_nm:g} nm; it is "
+                f"{taken[0]:g}, {taken[1]:g}"
+            )
+        return taken
+
     # --------------------------------------------------------------------------- magnification
 
     @property

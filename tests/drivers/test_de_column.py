@@ -79,6 +79,7 @@ def test_what_it_can_do(column: DEColumn):
     for part in (parts.blanker, parts.spot_size, parts.magnification, parts.stage):
         assert part is column
     assert parts.beam_shift is column
+    assert parts.image_shift is column
     # It tells no dose rate, so none is made up.
     assert parts.dose_rate is None
     assert isinstance(column, Blanker | Magnification | Stage | BeamShift)
@@ -123,6 +124,14 @@ def test_the_stage_moves_and_is_waited_for(column: DEColumn):
 def test_beam_shift_is_in_nm(column: DEColumn):
     assert column.set_beam_shift(120.0, -80.0) == pytest.approx((120.0, -80.0), abs=5)
     assert column.set_beam_shift(0.0, 0.0) == pytest.approx((0.0, 0.0), abs=5)
+
+
+def test_image_shift_is_in_nm_and_leaves_the_beam(column: DEColumn):
+    column.set_beam_shift(120.0, -80.0)
+    assert column.set_image_shift(250.0, 60.0) == pytest.approx((250.0, 60.0), abs=5)
+    assert column.beam_shift_nm == pytest.approx((120.0, -80.0), abs=5)
+    assert column.set_image_shift(0.0, 0.0) == pytest.approx((0.0, 0.0), abs=5)
+    column.set_beam_shift(0.0, 0.0)
 
 
 def test_closed_and_absent_are_said(service: Service):
