@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 import time
 from collections import deque
 from ctypes import byref, c_int16, c_uint16, c_uint32, c_void_p
@@ -57,7 +58,10 @@ FAMILY = Family(
     vendor=Vendor(
         name=f"pco.sdk ({LIBRARY[0]})",
         is_there=lambda: native.is_installed(LIBRARY, folders()),
-        install='pip install "tem-live[pco]"',
+        # pco 2.6 is for Python up to 3.12; after that the extra has nothing in it.
+        install='pip install "tem-live[pco]"'
+        if sys.version_info < (3, 13)
+        else "install pco.sdk from PCO, and set camera.library where it is not found",
     ),
     # pco.sdk cannot be asked for its cameras without opening one.
     start="switch the camera on, then try: tem-live run --profile pco --frames 1",
