@@ -198,8 +198,10 @@ class DirectElectronCamera:
             )
             if started is False:
                 raise RefusedError("DE-Server refuses to start; is another program acquiring?")
-            info = self._asked(lambda client: client.get_movie_buffer_info())
+        info = self._movie_buffer()
         if (info.imageH, info.imageW) != self._shape:
+            with contextlib.suppress(OSError):
+                self._send_stop()
             raise RefusedError(
                 f"DE-Server sends frames of {info.imageH}x{info.imageW} where "
                 f"{self._shape[0]}x{self._shape[1]} were set"
@@ -207,6 +209,15 @@ class DirectElectronCamera:
         self._header_bytes = info.headerBytes
         self._buffer_bytes = info.headerBytes + info.imageBufferBytes
         self._running = True
+
+    def _movie_buffer(self) -> Any:
+        """What a frame in the server's buffer is like; waited for while it prepares the first."""
+        deadline = time.monotonic() + self._options.reply_timeout_s
+        while True:
+            with self._lock:
+                info = self._asked(lambda client: client.get_movie_buffer_info())
+            if info.imageH or time.monotonic() > deadline or self._halt.wait(_SLICE_S):
+                return info
 
     def stop(self) -> None:
         """See `Camera`."""

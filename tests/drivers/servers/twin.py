@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tem_live.drivers.direct_electron import DirectElectronCamera, DirectElectronOptions
+from tem_live.drivers.protocols import CameraSettings
+from tem_live.errors import DeviceError
 from tests.drivers.servers.libertem_live import free_port, listens
 
 START_S = 200.0
-"""It compiles its physics when it starts for the first time."""
+"""It compiles its physics when it takes its first frame ever."""
 RAW = {"Simulator Auto References": "Off"}
 """Properties with which it sends what its sensor counted."""
 
@@ -42,6 +45,23 @@ class Twin:
                 self.process.kill()
                 pytest.skip(f"de-twin did not start: {self.log.read_text()[-300:]}")
             time.sleep(0.1)
+        while not self._exposes():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                pytest.skip(f"de-twin takes no frame: {self.log.read_text()[-300:]}")
+
+    def _exposes(self) -> bool:
+        camera = self.camera()
+        try:
+            camera.open()
+            state = camera.configure(CameraSettings(0.05))
+            camera.start()
+            camera.read_into(np.empty(state.frame_shape, state.dtype), 10.0)
+        except DeviceError:
+            return False
+        finally:
+            camera.close()
+        return True
 
     def end(self) -> None:
         """Die."""
