@@ -202,6 +202,11 @@ class DirectElectronCamera:
         if (info.imageH, info.imageW) != self._shape:
             with contextlib.suppress(OSError):
                 self._send_stop()
+            if not info.imageH:
+                raise DeviceTimeoutError(
+                    f"DE-Server prepared no frame within {self._options.reply_timeout_s:g} s; start "
+                    "again or raise 'reply_timeout_s' (a simulator compiles when it is new)"
+                )
             raise RefusedError(
                 f"DE-Server sends frames of {info.imageH}x{info.imageW} where "
                 f"{self._shape[0]}x{self._shape[1]} were set"

@@ -24,6 +24,9 @@ from tem_live.session import Session, open_session
 from tests.drivers.breakable import MARKS, PEERS, Peer
 from tests.tem_live.fakes import FakeColumn
 
+# A simulator of others compiles when it is new.
+pytestmark = pytest.mark.timeout(300)
+
 FAULTS = [(name, fault) for name, (_, faults) in PEERS.items() for fault in faults]
 AMPLE_S = 30.0
 
