@@ -204,8 +204,8 @@ class DirectElectronCamera:
                 self._send_stop()
             if not info.imageH:
                 raise DeviceTimeoutError(
-                    f"DE-Server prepared no frame within {self._options.reply_timeout_s:g} s; start "
-                    "again or raise 'reply_timeout_s' (a simulator compiles when it is new)"
+                    f"DE-Server prepared no frame within {self._options.reply_timeout_s:g} s; "
+                    "start again, or raise 'reply_timeout_s' (a simulator compiles when it is new)"
                 )
             raise RefusedError(
                 f"DE-Server sends frames of {info.imageH}x{info.imageW} where "
