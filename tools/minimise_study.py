@@ -254,10 +254,14 @@ def _row(looped: Series, tried: Sequence[Series]) -> dict[str, float]:
     }
 
 
+def seeds(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def main() -> None:
     """Run the study and print a row a seed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", default="1,2,3,4,5")
+    parser.add_argument("--seeds", type=seeds, default=[1, 2, 3, 4, 5], metavar="1,2,...")
     parser.add_argument("--model", default="gaussian")
     parser.add_argument("--resolution", type=float, default=1.0, metavar="NM")
     parser.add_argument("--equivalent-dose", type=float, metavar="E_PER_PX")
@@ -270,7 +274,7 @@ def main() -> None:
     restore = load_restorer(given.model, device="cpu").restore
     scale = Scale(None if given.equivalent_dose else given.resolution, given.equivalent_dose)
     kept, rows = [], []
-    for seed in (int(s) for s in given.seeds.split(",")):
+    for seed in given.seeds:
         looped, text = loop(seed, given.size, scale, restore, given.confidence)
         frames, fluence = looped.good_frames()
         print(

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tem_live.errors import TemLiveError
 from tem_live.session import Session, open_session
 from tem_live.state import FrameInfo
 from tem_live.threads import let_threads_sleep, switch_quickly
@@ -122,8 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--minutes must be 2 or more: the first is compared with the last")
     let_threads_sleep()
     switch_quickly()
-    with open_session(options.profile) as session:
-        done = soak(session, options.minutes)
+    try:
+        with open_session(options.profile) as session:
+            done = soak(session, options.minutes)
+    except TemLiveError as error:
+        print(f"soak.py: error: {error}", file=sys.stderr)
+        return error.exit_code
     first, last = done[0], done[-1]
     slower = last.latency_ms_p99 / first.latency_ms_p99 - 1.0
     print(f"dropped raw frames: {last.dropped_raw}")
