@@ -125,7 +125,7 @@ def test_a_fault_amid_a_run(peer: Peer, fault: str, column: FakeColumn, tmp_path
         breaks()
         began = time.monotonic()
         assert session.wait(AMPLE_S)
-        assert time.monotonic() - began < peer.reply_s + 4
+        assert time.monotonic() - began < peer.reply_s + 3
         assert column.blanked
         stats = session.stats()
         assert stats.stop_reason is not None

@@ -142,6 +142,9 @@ def test_one_huge_pixel(restorer: models.Restorer, value: float) -> None:
     result = restorer.restore(frame)
     assert result.shape == frame.shape
     assert np.isfinite(result).all()
+    if restorer.card.kind in ("none", "gaussian"):
+        # They know no hits. What networks make of them: see below.
+        assert_sound(result, frame)
 
 
 @pytest.mark.parametrize("name", ["fast", "best", "video"])

@@ -212,12 +212,14 @@ def test_a_restorer_slower_than_the_ring_is_long_loses_no_raw_frame(
     session = fake_session(pipeline={"slots": 8}, camera={"timeout_s": 0.2})
     camera.interval_s = 0.005
     session._processor.set_restorer(Slow(0.5))
+    began_s = time.monotonic()
     frames = list(session.frames(60))
+    took_s = time.monotonic() - began_s
     assert [frame.meta.frame_id for frame in frames] == list(range(60))
     stats = session.stats()
     assert (stats.frames, stats.dropped_raw) == (60, 0)
-    # On a machine that does much else the 60 frames take longer than 0.3 s.
-    assert 1 <= stats.restored < 20
+    # 3 where the 60 frames take 0.3 s; on a machine that does much else they take longer.
+    assert 1 <= stats.restored <= took_s / 0.5 + 2
     assert stats.restored + stats.restore_skipped == 60
 
 
