@@ -255,6 +255,7 @@ def _row(looped: Series, tried: Sequence[Series]) -> dict[str, float]:
 
 
 def seeds(text: str) -> list[int]:
+    """Numbers with commas."""
     return [int(number) for number in text.split(",")]
 
 

@@ -30,7 +30,8 @@ from tem_live.fluence_map import (
 )
 from tem_live.ledger import Ledger, ledger_files, summarise
 from tem_live.profiles import load_profile
-from tem_live.session import Frame, Session
+from tem_live.session import Frame
+from tests.tem_live.sims import Opener, sims
 
 FIELD = Place(0.0, 0.0, 64.0, 64.0)
 DISC = Place(0.0, 0.0, 64.0, 64.0, (0.0, 0.0, 50.0))
@@ -308,31 +309,20 @@ def test_what_cannot_be_written_is_said_in_one_line(area: Path):
 
 # ------------------------------------------------------------------------------- the simulator
 
-Opener = Callable[..., Session]
-
 
 @pytest.fixture
 def sim() -> Iterator[Opener]:
-    opened: list[Session] = []
-
-    def open_sim(**changes: Any) -> Session:
-        small: dict[str, Any] = {
-            "restorer.model": "gaussian",
-            "camera.sensor_height_px": 128,
-            "camera.sensor_width_px": 128,
-            "camera.exposure_s": 0.02,
-            "camera.wander_nm": 0.0,
-            "camera.overflow": "count",
-            "column.dose_rate_e_per_px_s": 2000.0,
-        }
-        small.update({key.replace("__", "."): value for key, value in changes.items()})
-        session = Session(load_profile("sim", small))
-        opened.append(session)
-        return session
-
-    yield open_sim
-    for session in opened:
-        session.close()
+    small = {
+        "restorer.model": "gaussian",
+        "camera.sensor_height_px": 128,
+        "camera.sensor_width_px": 128,
+        "camera.exposure_s": 0.02,
+        "camera.wander_nm": 0.0,
+        "camera.overflow": "count",
+        "column.dose_rate_e_per_px_s": 2000.0,
+    }
+    with sims(small) as opener:
+        yield opener
 
 
 class Truth:

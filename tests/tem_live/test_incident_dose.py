@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,25 @@ import pytest
 from tem_live import ledger as ledgers
 from tem_live.errors import DeviceError, RefusedError
 from tem_live.ledger import entries, summarise
-from tem_live.profiles import load_profile
 from tem_live.session import Frame, Session
-
-Opener = Callable[..., Session]
+from tests.tem_live.sims import Opener, sims
 
 
 @pytest.fixture
 def sim() -> Iterator[Opener]:
     """Open a session on a small, fast and absorbing simulated specimen."""
-    opened: list[Session] = []
-
-    def open_sim(**changes: Any) -> Session:
-        small: dict[str, Any] = {
-            "restorer.model": "none",
-            "camera.sensor_height_px": 32,
-            "camera.sensor_width_px": 32,
-            "camera.exposure_s": 0.002,
-            "camera.readout_s": 0.001,
-            "camera.mean_transmission": 0.3,
-            "camera.overflow": "count",
-            "column.dose_rate_e_per_px_s": 4000.0,
-        }
-        small.update({key.replace("__", "."): value for key, value in changes.items()})
-        session = Session(load_profile("sim", small))
-        opened.append(session)
-        return session
-
-    yield open_sim
-    for session in opened:
-        session.close()
+    small = {
+        "restorer.model": "none",
+        "camera.sensor_height_px": 32,
+        "camera.sensor_width_px": 32,
+        "camera.exposure_s": 0.002,
+        "camera.readout_s": 0.001,
+        "camera.mean_transmission": 0.3,
+        "camera.overflow": "count",
+        "column.dose_rate_e_per_px_s": 4000.0,
+    }
+    with sims(small) as opener:
+        yield opener
 
 
 def booked(session: Session) -> float:
