@@ -70,3 +70,9 @@ class OverflowedError(DeviceError):
 
 class DisconnectedError(DeviceError):
     """The device was there and is gone."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error that is none of ours says, as a part of one line of ours."""
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:160]
