@@ -29,14 +29,14 @@ from psygnal import Signal
 from tem_live import __version__
 from tem_live.account import Cost, DoseAccount
 from tem_live.beam import Beam
-from tem_live.calibration import Calibrator, Kind, default_path
+from tem_live.calibration import Kind, default_path
+from tem_live.camera_setup import CameraSetup
 from tem_live.detector_guard import DetectorGuard
 from tem_live.dose import per_A2, per_pixel
 from tem_live.dose_calibration import DoseCalibration, saved_calibration
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
-    CameraState,
     HasTrueFluence,
     HasTruth,
     Roi,
@@ -51,7 +51,7 @@ from tem_live.errors import (
     TemLiveError,
 )
 from tem_live.fluence_map import LedgerMap, Place
-from tem_live.frames import Backend, FrameRing, open_backend
+from tem_live.frames import Backend, open_backend
 from tem_live.in_order import in_order
 from tem_live.instrument import make_beam_monitor, make_camera, make_column, make_restorer
 from tem_live.ledger import Ledger
@@ -59,7 +59,6 @@ from tem_live.paths import check_target
 from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
 from tem_live.profiles import ModeProfile, Profile, load_profile
 from tem_live.raw_frames import each_raw, mean_counts
-from tem_live.references import References
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
 from tem_live.threads import let_threads_sleep
 from tem_live.whereabouts import Field, Whereabouts
@@ -145,7 +144,6 @@ class Session:
         self._recording: Path | None = None
         self._recording_error: RecordingError | None = None
         self._models_recorded: list[dict[str, Any]] = []
-        self._references = References(profile, lambda text: self._tell("warning", text))
         self._analysts: dict[tuple[bool, bool], Analyst] = {}
         self._watches: list[Watch] = []
         self._minimiser: DoseMinimiser | None = None
@@ -154,9 +152,6 @@ class Session:
         self.messages: deque[tuple[str, str]] = deque(maxlen=50)
         self._mode: str | None = None
         self._named_area = profile.dose.area
-        self._settings = CameraSettings(
-            profile.camera.exposure_s, profile.camera.binning, profile.camera.roi
-        )
         self._map: LedgerMap | None = None
         # What is quick to refuse comes before the network's weights, and those before a device.
         self._camera = make_camera(profile)
@@ -181,6 +176,13 @@ class Session:
             why_not=self._why_not_lit,
             on_too_bright=self._on_too_bright,
             tell=self._tell,
+        )
+        self._setup = CameraSetup(
+            profile,
+            self._camera,
+            self._backend,
+            self._beam,
+            warn=lambda text: self._tell("warning", text),
         )
         try:
             self._closing.callback(self._beam.release_supervisor)
@@ -249,7 +251,7 @@ class Session:
         """Blank the beam, and set the instrument as the profile says."""
         self._beam.read()
         self._beam.blank_quietly()
-        self._acquisition.call(lambda: self._configure(self._settings)).result()
+        self._configure_again()
         rate_e_per_px_s = self.profile.column.dose_rate_e_per_px_s
         if rate_e_per_px_s is not None:
             unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
@@ -690,7 +692,7 @@ class Session:
             self._beam.set_blanked(True)
         camera = {key: changes[key] for key in ("exposure_s", "binning", "roi") if key in changes}
         if camera:
-            wanted = replace(self._settings, **camera)
+            wanted = replace(self._setup.settings, **camera)
             with self._lock:
                 if self._lost and not self._acquisition.running:
                     self._reconnect()
@@ -1013,7 +1015,7 @@ class Session:
                     **model,
                     "models": self._models_recorded,
                     "counts_per_electron": self._stream.counts_per_electron,
-                    "offset_counts": self._offset_counts(),
+                    "offset_counts": self._setup.offset_counts(self._stream.state),
                 },
             )
             self._recording_error = None
@@ -1067,11 +1069,11 @@ class Session:
             kind == "dark",
             since,
         )
-        state, offset = self._stream.state, self._offset_counts()
-        reference = self._references.make(kind, mean, frames, state, offset)
+        state, references = self._stream.state, self._setup.references
+        reference = references.make(kind, mean, frames, state, self._setup.offset_counts(state))
         saved = reference.save(target)
-        self._references.use(reference)
-        self._acquisition.call(lambda: self._configure(self._settings)).result()
+        references.use(reference)
+        self._configure_again()
         self._tell("info", f"{kind} reference of {frames} frames saved to {saved}")
         if was_running:
             self._start(None, None, since)
@@ -1123,7 +1125,7 @@ class Session:
         """Convert counts and book by this calibration from now on; None for none."""
         self._must_be_open()
         self._beam.calibration = calibration
-        self._acquisition.call(lambda: self._configure(self._settings)).result()
+        self._configure_again()
         self._beam.read_rate_again()
         self._announce()
 
@@ -1218,56 +1220,20 @@ class Session:
 
     def _configure(self, wanted: CameraSettings) -> None:
         """Set the camera and lay out the frames' memory anew; on the camera's thread."""
-        state = self._camera.configure(wanted)
-        given = self.profile.camera
-        calibrated = self._beam.calibration.counts_per_electron if self._beam.calibration else None
-        gain = given.counts_per_electron or calibrated or state.counts_per_electron
-        pixel_size_nm = self._pixel_size_of(state)
         old = self._acquisition.stream
-        if old and (old.ring.shape, old.ring.dtype) == (state.frame_shape, state.dtype):
-            ring = old.ring
-        else:
-            ring = FrameRing(
-                self._backend, self.profile.pipeline.slots, state.frame_shape, state.dtype
-            )
+        stream = self._setup.configure(wanted, old)
+        if old is None or stream.ring is not old.ring:
             self._processor.forget()
-        offset = state.offset_counts if given.offset_counts is None else given.offset_counts
-        references = self._references.fitting(state, insist=old is None)
-        dark, flat = references.get("dark"), references.get("gain")
-        calibrator = Calibrator(
-            self._backend.xp,
-            state.frame_shape,
-            counts_per_electron=gain or 1.0,
-            offset_counts=offset,
-            dark=dark.image if dark else None,
-            gain=flat.image if flat else None,
-            replace_defects=self.profile.calibration.defects,
-            xray_sigma=self.profile.calibration.xray_sigma,
-        )
-        if gain is None and old is None:
-            self._tell(
-                "warning",
-                "the gain is unknown: 1 count is taken for 1 electron; "
-                "set camera.counts_per_electron",
-            )
-        self._settings = wanted
-        self._acquisition.stream = Stream(state, ring, calibrator, pixel_size_nm, gain)
+        self._acquisition.stream = stream
         self._whereabouts.look()
 
+    def _configure_again(self) -> None:
+        """The camera as it is set, and what has changed of how its frames are understood."""
+        self._acquisition.call(lambda: self._configure(self._setup.settings)).result()
+
     def _field(self) -> Field | None:
-        """The field of view at the specimen, where the pixel size is known."""
         stream = self._acquisition.stream
-        if stream is None or not stream.pixel_size_nm:
-            return None
-        top, left, height, width = stream.state.roi
-        rows, columns = self._camera.capabilities.sensor_shape
-        size_nm = stream.pixel_size_nm / stream.state.binning
-        return Field(
-            width * size_nm,
-            height * size_nm,
-            (left + width / 2 - columns / 2) * size_nm,
-            (top + height / 2 - rows / 2) * size_nm,
-        )
+        return None if stream is None else self._setup.field(stream)
 
     def _lights_own_field(self) -> bool:
         """Whether the beam reaches into the field of the mode that magnifies the area most.
@@ -1323,24 +1289,6 @@ class Session:
         self._whereabouts.follow(info)
         return False
 
-    def _pixel_size_of(self, state: CameraState) -> float | None:
-        """Size of a binned pixel at the specimen in nm, from whoever knows it best."""
-        if self._beam.magnification:
-            calibrated = self._beam.magnifications.pixel_size_nm(self._beam.magnification)
-            if calibrated is not None:
-                return calibrated * state.binning
-        given, column = self.profile.camera.pixel_size_nm, self._beam.parts.magnification
-        if given is not None:
-            start, now = self._beam.magnification_at_start, self._beam.magnification
-            return given * state.binning * (start / now if start and now else 1.0)
-        if state.pixel_size_nm is not None or column is None or column.pixel_size_nm is None:
-            return state.pixel_size_nm
-        return column.pixel_size_nm * state.binning
-
-    def _offset_counts(self) -> float:
-        given = self.profile.camera.offset_counts
-        return self._stream.state.offset_counts if given is None else given
-
     def _pixel_size_nm(self) -> float:
         size = self._stream.pixel_size_nm
         if not size:
@@ -1351,7 +1299,7 @@ class Session:
 
     def _set_magnification(self, magnification: float) -> None:
         self._beam.set_magnification(magnification)
-        self._configure(self._settings)
+        self._configure(self._setup.settings)
 
     def _rate_e_per_px_s(self) -> float | None:
         """Incident dose rate of an unbinned pixel in e-/px/s, where it is known."""
@@ -1393,9 +1341,8 @@ class Session:
 
     def _reconnect(self) -> None:
         def again() -> None:
-            self._camera.close()
-            self._camera.open()
-            self._configure(self._settings)
+            self._setup.reopen()
+            self._configure(self._setup.settings)
 
         self._acquisition.call(again).result()
         self._lost = False
