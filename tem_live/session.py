@@ -28,6 +28,7 @@ from psygnal import Signal
 
 from tem_live import __version__
 from tem_live.account import Cost, DoseAccount
+from tem_live.areas import Areas
 from tem_live.beam import Beam
 from tem_live.calibration import Kind, default_path
 from tem_live.camera_setup import CameraSetup
@@ -57,10 +58,11 @@ from tem_live.instrument import make_beam_monitor, make_camera, make_column, mak
 from tem_live.ledger import Ledger
 from tem_live.paths import check_target
 from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
-from tem_live.profiles import ModeProfile, Profile, load_profile
+from tem_live.profiles import Profile, load_profile
 from tem_live.raw_frames import each_raw, mean_counts
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
 from tem_live.threads import let_threads_sleep
+from tem_live.view import View
 from tem_live.whereabouts import Field, Whereabouts
 
 if TYPE_CHECKING:
@@ -151,8 +153,6 @@ class Session:
         self._closing = contextlib.ExitStack()
         self.messages: deque[tuple[str, str]] = deque(maxlen=50)
         self._mode: str | None = None
-        self._named_area = profile.dose.area
-        self._map: LedgerMap | None = None
         # What is quick to refuse comes before the network's weights, and those before a device.
         self._camera = make_camera(profile)
         column = make_column(profile, self._camera)
@@ -231,6 +231,21 @@ class Session:
                 warn=lambda text: self._tell("warning", text),
             )
             self._closing.callback(self._whereabouts.close)
+            self._areas = Areas(
+                profile,
+                self._account,
+                self._beam,
+                self._whereabouts,
+                open_ledger=self._ledger,
+                tell=self._tell,
+            )
+            self._view = View(
+                self._beam,
+                self._acquisition,
+                self._processor,
+                self._whereabouts,
+                arrived=self._areas.count_beside,
+            )
             self._processor.subscribe(lambda frame: None, self._follow_drift)
             self._set_up()
         except BaseException as error:
@@ -252,15 +267,9 @@ class Session:
         self._beam.read()
         self._beam.blank_quietly()
         self._configure_again()
-        rate_e_per_px_s = self.profile.column.dose_rate_e_per_px_s
-        if rate_e_per_px_s is not None:
-            unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
-            self._beam.set_dose_rate(per_A2(rate_e_per_px_s, unbinned_nm))
+        self._set_unbinned_rate(self.profile.column.dose_rate_e_per_px_s)
         self._beam.read()
-        self._count_beside()
-        since = self._account_opened()
-        if since is not None:
-            self._tell("warning", since)
+        self._areas.look_back()
 
     def _give_up_opening(self, error: BaseException) -> None:
         """Blank, and close what was opened. Raises `DeviceError` where the beam stays on."""
@@ -467,15 +476,8 @@ class Session:
     @area.setter
     def area(self, value: str | None) -> None:
         self._must_be_open()
-        self._named_area = value
-        self._book_on(value)
-
-    def _book_on(self, area: str | None) -> None:
-        self._account.move_to(self._ledger(area))
-        self._count_beside()
-        told = self._account_opened()
-        if told is not None:
-            self._tell("warning", told)
+        self._areas.named = value
+        self._areas.book_on(value)
         self._announce()
 
     @property
@@ -503,12 +505,7 @@ class Session:
         RecordingError
             The ledger cannot be read.
         """
-        area, path = self._account.area, self._account.ledger_path
-        if self._map is None or not self._map.reads(area, path):
-            self._map = LedgerMap(area, only=None if area is not None else path)
-        if area is not None or path is not None:
-            self._map.update(most_bytes)
-        return self._map
+        return self._areas.fluence_map(most_bytes)
 
     @property
     def stage_position_um(self) -> tuple[float, float] | None:
@@ -535,34 +532,8 @@ class Session:
         DeviceError
             It failed. The beam stays blanked.
         """
-        stage = self._beam.parts.stage
-        if stage is None:
-            raise RefusedError("this instrument's stage cannot be moved from here")
         self._must_be_open()
-        since = self._beam.emergencies
-        running = self._acquisition.running
-        lit = self._beam.state.blanked is False
-
-        def move() -> tuple[float, float]:
-            if lit and not running:
-                self._beam.set_blanked(True)
-            # The drift up to here is that of frames that may still be on their way.
-            self._processor.drain()
-            self._whereabouts.look()
-            try:
-                return stage.move_stage(x_um, y_um)
-            except BaseException:
-                self._beam.blank_for_good()
-                raise
-            finally:
-                # Drift and rolling mean begin anew with what is in view now.
-                self._processor.forget()
-                self._whereabouts.look()
-
-        stands = self._acquisition.call(move).result()
-        self._count_beside()
-        if lit and not running:
-            self._beam.unblank(since)
+        stands = self._view.move_stage(x_um, y_um)
         self._announce()
         return stands
 
@@ -611,51 +582,21 @@ class Session:
         )
         # One after the other: the pixel that the dose rate is given for is that of the new optics.
         self.apply(**changes)
-        if mode.dose_rate_e_per_px_s is not None:
-            unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
-            self._beam.set_dose_rate(per_A2(mode.dose_rate_e_per_px_s, unbinned_nm))
+        self._set_unbinned_rate(mode.dose_rate_e_per_px_s)
         # The camera first: if it is refused, the beam still lights what it is booked on.
         if mode.image_shift_nm is not None:
-            self._shift_image(mode.image_shift_nm)
+            self._view.shift_image(mode.image_shift_nm)
         if mode.beam_shift_nm is not None:
-            if self._beam.parts.beam_shift is None:
-                raise RefusedError("this instrument's beam cannot be shifted from here")
-            self._beam.parts.beam_shift.set_beam_shift(*mode.beam_shift_nm)
+            self._view.shift_beam(mode.beam_shift_nm)
         self._whereabouts.look()
-        named = self._named_area
-        area = named
-        if named is not None and mode.area is not None:
-            if self._lights_own_field():
-                self._tell(
-                    "warning",
-                    f"the beam of {name} reaches into the field of {named}: booked on {named}; "
-                    "shift it further, or make it smaller",
-                )
-            else:
-                area = f"{named}-{mode.area}"
+        area = self._areas.of_mode(name, mode)
         if area != self.area:
-            self._book_on(area)
+            self._areas.book_on(area)
+            self._announce()
         self._mode = name
         if lit:
             self._beam.unblank(since)
         return self._announce()
-
-    def _shift_image(self, to_nm: tuple[float, float]) -> None:
-        """Let the camera look beside; what moves in its frames by that is no drift."""
-        control = self._beam.parts.image_shift
-        if control is None:
-            raise RefusedError("this instrument's image cannot be shifted from here")
-
-        def shift() -> None:
-            self._processor.drain()
-            self._whereabouts.look()
-            try:
-                control.set_image_shift(*to_nm)
-            finally:
-                self._processor.forget()
-                self._whereabouts.look()
-
-        self._acquisition.call(shift).result()
 
     def apply(self, **changes: Any) -> SessionState:
         """Change settings; they hold from the next frame on.
@@ -1196,18 +1137,6 @@ class Session:
     def _ledger(self, area: str | None) -> Ledger:
         return Ledger(area, self.profile.name, self._on_ledger_error)
 
-    def _account_opened(self) -> str | None:
-        """What the user is to know of the area's ledger, if anything."""
-        account = self._account
-        if account.open_since is not None:
-            return (
-                f"the last session on {account.area} did not end in order: what the beam did after "
-                f"{account.open_since} is not booked"
-            )
-        if account.left_e_per_A2 == 0:
-            return f"the budget of {account.budget_e_per_A2:g} e-/Å² is spent on {account.area}"
-        return None
-
     @property
     def _stream(self) -> Stream:
         stream = self._acquisition.stream
@@ -1235,55 +1164,6 @@ class Session:
         stream = self._acquisition.stream
         return None if stream is None else self._setup.field(stream)
 
-    def _lights_own_field(self) -> bool:
-        """Whether the beam reaches into the field of the mode that magnifies the area most.
-
-        Where the illuminated area is not known nobody can tell, and the profile is believed.
-        """
-        place = self._own_place()
-        return place is not None and place.beam_reaches_field(self._own_scale())
-
-    def _own_modes(self) -> list[ModeProfile]:
-        """The modes that light the area itself and tell a magnification, the highest one last."""
-        own = [m for m in self.profile.modes.values() if m.area is None and m.magnification]
-        return sorted(own, key=lambda mode: mode.magnification or 0.0)
-
-    def _own_place(self) -> Place | None:
-        """The place with the camera looking where the mode that magnifies the area most does."""
-        own = self._own_modes()
-        looks = own[-1].image_shift_nm if own else None
-        return self._whereabouts.place if looks is None else self._whereabouts.place_at(looks)
-
-    def _own_scale(self) -> float:
-        """Side of the field of the mode that magnifies the area most, as a part of the present."""
-        own = self._own_modes()
-        if self._beam.parts.magnification is None or not own:
-            return 1.0
-        return self._beam.parts.magnification.magnification / (own[-1].magnification or 1.0)
-
-    def _count_beside(self) -> None:
-        """Count for the budget what modes with an area beside have lit of the area's own field."""
-        named, place = self._named_area, self._own_place()
-        beside = {mode.area for mode in self.profile.modes.values() if mode.area is not None}
-        if named is None or place is None or self.area != named or not beside:
-            return
-        box = place.field_box(self._own_scale())
-        taken = 0.0
-        for name in beside:
-            lit = LedgerMap(f"{named}-{name}")
-            try:
-                lit.update()
-            except RecordingError as error:
-                self._tell("warning", f"what was lit beside {named} is not known: {error}")
-            if lit.map is not None:
-                taken += lit.map.highest(box) or 0.0
-        if taken > 0 and taken != self._account.elsewhere_e_per_A2:
-            self._tell(
-                "warning",
-                f"the field has been lit from beside: {taken:.3g} e-/Å² more count for the budget",
-            )
-        self._account.elsewhere_e_per_A2 = taken
-
     def _follow_drift(self, info: FrameInfo, restored: bool) -> bool:
         """Every frame's drift, without a copy of the frame."""
         self._whereabouts.follow(info)
@@ -1296,6 +1176,12 @@ class Session:
                 "the pixel size is unknown, so no dose rate can be set; set camera.pixel_size_nm"
             )
         return size
+
+    def _set_unbinned_rate(self, rate_e_per_px_s: float | None) -> None:
+        """Set the dose rate of an unbinned pixel, if there is one to set."""
+        if rate_e_per_px_s is not None:
+            unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
+            self._beam.set_dose_rate(per_A2(rate_e_per_px_s, unbinned_nm))
 
     def _set_magnification(self, magnification: float) -> None:
         self._beam.set_magnification(magnification)
