@@ -55,6 +55,7 @@ from tem_live.fluence_map import LedgerMap, Place
 from tem_live.frames import Backend, open_backend
 from tem_live.in_order import in_order
 from tem_live.instrument import make_beam_monitor, make_camera, make_column, make_restorer
+from tem_live.judging import Judging
 from tem_live.ledger import Ledger
 from tem_live.paths import check_target
 from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
@@ -68,7 +69,7 @@ from tem_live.whereabouts import Field, Whereabouts
 if TYPE_CHECKING:
     from tem_live.minimise import DoseMinimiser, Knob, Target
     from tem_live.models import Restorer
-    from tem_live.watch import Analyst, Watch
+    from tem_live.watch import Watch
 
 __all__ = ["Cost", "Frame", "FrameInfo", "RunStats", "Session", "SessionState", "open_session"]
 
@@ -146,11 +147,9 @@ class Session:
         self._recording: Path | None = None
         self._recording_error: RecordingError | None = None
         self._models_recorded: list[dict[str, Any]] = []
-        self._analysts: dict[tuple[bool, bool], Analyst] = {}
-        self._watches: list[Watch] = []
-        self._minimiser: DoseMinimiser | None = None
         # What ends all that was begun, the last first, however far the opening comes.
         self._closing = contextlib.ExitStack()
+        self._judging = Judging(self, self._restores_singly, self._tell, self._closing.callback)
         self.messages: deque[tuple[str, str]] = deque(maxlen=50)
         self._mode: str | None = None
         # What is quick to refuse comes before the network's weights, and those before a device.
@@ -781,22 +780,8 @@ class Session:
         Watch
             Running, until it or the session is closed. Several of the same kind share the work.
         """
-        from tem_live.watch import Analyst
-
         self._must_be_open()
-        with self._lock:
-            analyst = self._analysts.get((fidelity, damage))
-            watch = None if analyst is None else analyst.watch()
-            if watch is None:
-                analyst = Analyst(
-                    self.subscribe, self._tell, self._restores_singly, fidelity, damage
-                )
-                self._analysts[fidelity, damage] = analyst
-                watch = analyst.watch()
-            assert watch is not None, "it has just begun"
-        self._closing.callback(watch.close)
-        self._watches.append(watch)
-        return watch
+        return self._judging.watch(fidelity, damage)
 
     def minimise(
         self,
@@ -834,37 +819,10 @@ class Session:
         RefusedError
             A loop is on already, or a device does not take the first dose.
         """
-        from tem_live.minimise import DoseMinimiser, Resolution
-
         self._must_be_open()
-        if (target is None) == (target_resolution_nm is None):
-            raise InputError("say what the frames must reach: a resolution in nm, or a target")
-        wanted = target or Resolution(target_resolution_nm or 0.0)
-        if not self._restores_singly():
-            raise InputError(
-                f"the dose is judged on frames restored each by itself, which '{self.model}' does "
-                "not do; choose another model"
-            )
-        if isinstance(wanted, Resolution) and not self._stream.pixel_size_nm:
-            raise InputError(
-                "a resolution in nm needs the size of a pixel; set camera.pixel_size_nm"
-            )
-        if self._minimiser is not None and self._minimiser.state.active:
-            raise RefusedError("a dose loop is on already; stop it first")
-        if knob is None:
-            steered = self._beam.parts.dose_rate_control is not None and bool(self.dose_rate)
-            knob = "dose_rate" if steered else "exposure_s"
-        watch = self.watch()
-        try:
-            loop = DoseMinimiser(
-                self, watch, wanted, knob, lowest, highest, confidence, self._tell, watch.close
-            )
-        except BaseException:
-            watch.close()
-            raise
-        self._closing.callback(loop.stop)
-        self._minimiser = loop
-        return loop
+        return self._judging.minimise(
+            target_resolution_nm, target, knob, lowest, highest, confidence
+        )
 
     @property
     def budget_e_per_A2(self) -> float | None:
@@ -895,15 +853,7 @@ class Session:
         RefusedError
             No critical fluence is known (yet).
         """
-        # Of several watches the one that knows; what an ended one found stays true.
-        seen = [watch.state.damage for watch in self._watches if watch.state.damage is not None]
-        damage = max(seen, key=lambda found: (found.known, found.frames), default=None)
-        if damage is None or not damage.known or damage.interval_e_per_A2 is None:
-            why = "nothing watches over the damage" if damage is None else damage.text
-            raise RefusedError(f"there is no critical fluence to take as the budget: {why}")
-        critical = damage.critical_fluence_e_per_A2
-        low = damage.interval_e_per_A2[0]
-        budget = low if cautious or critical is None else critical
+        budget = self._judging.critical_fluence_e_per_A2(cautious)
         self.budget_e_per_A2 = budget
         self._tell("info", f"the budget is now {budget:.3g} e-/Å²")
         return budget
