@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 from psygnal import Signal
 
-from tem_live import __version__
 from tem_live.account import Cost, DoseAccount
 from tem_live.areas import Areas
 from tem_live.beam import Beam
@@ -57,6 +56,7 @@ from tem_live.in_order import in_order
 from tem_live.instrument import make_beam_monitor, make_camera, make_column, make_restorer
 from tem_live.judging import Judging
 from tem_live.ledger import Ledger
+from tem_live.live_recording import LiveRecording
 from tem_live.paths import check_target
 from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
 from tem_live.profiles import Profile, load_profile
@@ -144,9 +144,6 @@ class Session:
         self._lock = threading.RLock()
         self._closed = False
         self._lost = False
-        self._recording: Path | None = None
-        self._recording_error: RecordingError | None = None
-        self._models_recorded: list[dict[str, Any]] = []
         # What ends all that was begun, the last first, however far the opening comes.
         self._closing = contextlib.ExitStack()
         self._judging = Judging(self, self._restores_singly, self._tell, self._closing.callback)
@@ -198,6 +195,9 @@ class Session:
             self._beam.watch_over()
             self._writer = Writer(self._on_recording_error)
             self._closing.callback(self._writer.shut_down)
+            self._recording = LiveRecording(
+                profile, self._writer, next_frame=lambda: self._acquisition.next_id
+            )
             self._processor = Processor(
                 self._writer,
                 self._account,
@@ -311,7 +311,7 @@ class Session:
             model=self._restorer.name if self._restorer else "none",
             device=self._backend.name,
             running=self._acquisition.running,
-            recording=self._recording,
+            recording=self._recording.path,
             area=self._account.area,
             spot_size=self._beam.spot_size,
             magnification=self._beam.magnification,
@@ -356,7 +356,7 @@ class Session:
     @property
     def recording_error(self) -> RecordingError | None:
         """Why the last recording ended early, or None."""
-        return self._recording_error
+        return self._recording.error
 
     @property
     def run_error(self) -> TemLiveError | None:
@@ -884,41 +884,20 @@ class Session:
         RefusedError
             A recording is going on.
         """
-        from tem_live.recording import Recorder
-
         with self._lock:
             self._must_be_open()
-            if self._recording is not None:
-                raise RefusedError(f"already recording to {self._recording}; stop that first")
-            self._writer.check_free()
-            target = Path(path)
-            if not target.name:
-                raise InputError(f"{str(path)!r} is no name for a recording; give one")
-            if target.suffix != ".zarr":
-                target = target.with_name(target.name + ".zarr")
-            model = self._model_facts()
-            self._models_recorded = [{"from_frame": self._acquisition.next_id, **model}]
-            recorder = Recorder(
-                target,
-                {
-                    "program": f"tem_live {__version__}",
-                    "profile": self.profile.model_dump(mode="json"),
-                    **model,
-                    "models": self._models_recorded,
-                    "counts_per_electron": self._stream.counts_per_electron,
-                    "offset_counts": self._setup.offset_counts(self._stream.state),
-                },
-            )
-            self._recording_error = None
-            self._writer.open(recorder)
-            self._recording = target
+            counts = {
+                "counts_per_electron": self._stream.counts_per_electron,
+                "offset_counts": self._setup.offset_counts(self._stream.state),
+            }
+            target = self._recording.begin(Path(path), self._restorer, counts)
         self._announce()
         return target
 
     def stop_recording(self) -> Path | None:
         """Write what is queued and close the recording; returns its path, None if there is none."""
         with self._lock:
-            path, self._recording = self._recording, None
+            path = self._recording.forget()
         self._writer.close()
         self._announce()
         return path
@@ -1069,7 +1048,7 @@ class Session:
             self._closed = True
         self._beam.blank_quietly()
         self._closing.close()
-        self._recording = None
+        self._recording.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -1158,22 +1137,7 @@ class Session:
         self._restorer = restorer
         self._processor.set_restorer(restorer)
         with self._lock:
-            if self._recording is not None:
-                since = {"from_frame": self._acquisition.next_id, **self._model_facts()}
-                self._models_recorded = [*self._models_recorded, since]
-                self._writer.note({"models": self._models_recorded})
-
-    def _model_facts(self) -> dict[str, Any]:
-        """What a recording says of the restorer, and what it computes in."""
-        restorer = self._restorer
-        if restorer is None:
-            return {"model": "none", "model_sha256": None, "precision": None, "device": None}
-        return {
-            "model": restorer.name,
-            "model_sha256": restorer.card.sha256,
-            "precision": restorer.precision,
-            "device": str(restorer.device),
-        }
+            self._recording.note_model(restorer)
 
     def _reconnect(self) -> None:
         def again() -> None:
@@ -1184,7 +1148,7 @@ class Session:
         self._lost = False
 
     def _on_stopped(self, reason: str) -> None:
-        self._recording = None
+        self._recording.forget()
         if reason.startswith("error: "):
             self._lost = True
             # A recording that fails is told at once, before its run has ended.
@@ -1200,7 +1164,7 @@ class Session:
         self._announce()
 
     def _on_recording_error(self, error: RecordingError) -> None:
-        self._recording_error = error
+        self._recording.error = error
         self._beam.blank_quietly()
         self._acquisition.request_stop(f"error: {error}", error)
         self._tell("error", str(error))

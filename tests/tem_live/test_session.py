@@ -879,7 +879,7 @@ def test_a_model_that_cannot_be_noted_ends_the_run_as_a_broken_recording_does(
 
     sink.note = full  # type: ignore[method-assign]
     session._writer.open(sink)
-    session._recording = Path("somewhere.zarr")
+    session._recording.path = Path("somewhere.zarr")
     session.start()
     session.model = "none"
     assert session.wait(10)
