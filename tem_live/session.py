@@ -8,6 +8,9 @@
 The setters block until the device has answered and hold what it took, not what was asked. Signals
 are emitted from worker threads. However a run ends, the beam is blanked first (where a blanker
 exists), then the frames on their way are processed, then the recording is closed.
+
+The session opens, joins and closes the parts that do the work: the beam, the account of its dose,
+the camera as it is set, the threads that frames pass through, and what is made of the frames.
 """
 
 from __future__ import annotations
@@ -387,6 +390,17 @@ class Session:
         return (
             self._camera.true_fluence_e_per_A2 if isinstance(self._camera, HasTrueFluence) else None
         )
+
+    @property
+    def can_set_dose_rate(self) -> bool:
+        """Whether the column steers the dose rate."""
+        return self._beam.parts.dose_rate_control is not None
+
+    @property
+    def beam_area_nm2(self) -> float | None:
+        """Illuminated area at the specimen in nm², where the column knows it."""
+        area = self._beam.parts.beam_area
+        return None if area is None else area.beam_area_nm2
 
     def cost(self, exposure_s: float | None = None, frames: int = 1) -> Cost:
         """What frames would cost the specimen, and what is left of the budget.
@@ -858,10 +872,6 @@ class Session:
         self._tell("info", f"the budget is now {budget:.3g} e-/Å²")
         return budget
 
-    def _restores_singly(self) -> bool:
-        card = self._restorer.card if self._restorer else None
-        return self._restorer is not None and (card is None or card.kind != "temporal")
-
     # -------------------------------------------------------------------------------- recording
 
     def record(self, path: str | Path) -> Path:
@@ -901,6 +911,8 @@ class Session:
         self._writer.close()
         self._announce()
         return path
+
+    # ------------------------------------------------------------------------------ calibrating
 
     def take_reference(self, kind: Kind, frames: int = 64, path: Path | None = None) -> Path:
         """Take a dark or gain reference and use it from now on.
@@ -998,17 +1010,6 @@ class Session:
         self._configure_again()
         self._beam.read_rate_again()
         self._announce()
-
-    @property
-    def can_set_dose_rate(self) -> bool:
-        """Whether the column steers the dose rate."""
-        return self._beam.parts.dose_rate_control is not None
-
-    @property
-    def beam_area_nm2(self) -> float | None:
-        """Illuminated area at the specimen in nm², where the column knows it."""
-        area = self._beam.parts.beam_area
-        return None if area is None else area.beam_area_nm2
 
     def read_current(self) -> float:
         """The beam's current in ampere, measured with the beam on; its sign is the instrument's.
@@ -1111,6 +1112,10 @@ class Session:
         if rate_e_per_px_s is not None:
             unbinned_nm = self._pixel_size_nm() / self._stream.state.binning
             self._beam.set_dose_rate(per_A2(rate_e_per_px_s, unbinned_nm))
+
+    def _restores_singly(self) -> bool:
+        card = self._restorer.card if self._restorer else None
+        return self._restorer is not None and (card is None or card.kind != "temporal")
 
     def _set_magnification(self, magnification: float) -> None:
         self._beam.set_magnification(magnification)
