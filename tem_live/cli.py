@@ -214,7 +214,7 @@ def recover(
     json_: JsonOption = False,
 ) -> None:
     """Make a broken recording whole again, as far as its frames were written."""
-    from tem_live.recording import recover as mend
+    from tem_live.recovery import recover as mend
 
     _print(_plain(mend(path)), json_)
 

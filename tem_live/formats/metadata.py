@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tem_live.recording import plain
+from tem_live.plain_json import plain
 
 
 def length_nm(value: Any, unit: Any) -> float | None:

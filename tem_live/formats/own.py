@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tem_live.recording import plain
+from tem_live.plain_json import plain
 
 _PROGRAM = "tem_live"
 

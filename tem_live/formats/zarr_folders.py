@@ -14,7 +14,9 @@ from tem_live.errors import InputError
 from tem_live.formats.metadata import as_number, tidy
 from tem_live.formats.own import gain_of
 from tem_live.formats.source import Source
-from tem_live.recording import create_image, image_scale, is_recording, plain, read_recording
+from tem_live.ome_image import create_image, image_scale
+from tem_live.plain_json import plain
+from tem_live.recording import is_recording, read_recording
 
 
 def is_zarr(path: Path) -> bool:

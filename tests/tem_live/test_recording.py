@@ -18,9 +18,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tem_live import image_chunks
 from tem_live import recording as module
 from tem_live.errors import InputError, RecordingError
-from tem_live.recording import Recorder, read_recording, recover
+from tem_live.recording import Recorder, read_recording
+from tem_live.recovery import recover
 
 RNG = np.random.default_rng(11)
 RAW = RNG.poisson(40, (12, 20, 24)).astype(np.uint16)
@@ -152,7 +154,7 @@ def test_other_frames_begin_another_segment(tmp_path: Path) -> None:
 
 
 def test_arrays_grow_beyond_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 3)
+    monkeypatch.setattr(image_chunks, "_BLOCK", 3)
     with written(tmp_path / "run.zarr", 12):
         pass
     root = zarr.open_group(tmp_path / "run.zarr", mode="r")
@@ -245,7 +247,7 @@ def test_a_broken_disk_keeps_what_was_written(
         if where == "lines":
             broken.setattr(module._Segment, "append", fail)
         else:
-            broken.setattr(module, "write_whole", fail)
+            broken.setattr(image_chunks, "write_whole", fail)
         with pytest.raises(RecordingError) as error:
             use()
     message = str(error.value)
