@@ -9,8 +9,11 @@ This module imports torch; import it lazily.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tem_live.models.planes import Enlarged, cell_sums, strips
 
 __all__ = ["area_part"]
 
@@ -43,19 +46,22 @@ def area_part(residual: Tensor) -> Tensor | None:
     Breiman's non-negative garrote (Technometrics 37 (1995) 373).
     """
     height, width = residual.shape
-    if (height // _AREA_PX) * (width // _AREA_PX) < _FEWEST:
+    rows, columns = height // _AREA_PX, width // _AREA_PX
+    if rows * columns < _FEWEST:
         return None
-    image = residual[None, None]
-    mean = functional.avg_pool2d(image, _AREA_PX)
-    square = functional.avg_pool2d(image.square(), _AREA_PX)
-    variance = (square - mean.square()).div_(_AREA_PX**2).clamp_min_(1e-12)
+    pixels = float(_AREA_PX**2)
+    mean = cell_sums(residual, None, _AREA_PX)[:rows, :columns] / pixels
+    square = cell_sums(residual, residual, _AREA_PX)[:rows, :columns] / pixels
+    variance = square.sub_(mean.square()).div_(pixels).clamp_min_(1e-12)
     deviation = mean.square().div_(variance)
-    tied = max(1.0, float(deviation.median()) / _MEDIAN**2)
+    tied = (deviation.median() / _MEDIAN**2).clamp_min_(1.0)
     sure = (1.0 - _SURE**2 * tied / deviation.clamp_min_(1e-9)).clamp_min_(0.0)
     if not bool((sure > 0.0).any()):
         return None
-    side = (mean.shape[-2] * _AREA_PX, mean.shape[-1] * _AREA_PX)
-    part = functional.interpolate(mean.mul_(sure), size=side, mode="bilinear", align_corners=False)
     # Less than an area at the lower and right border has the level beside it.
-    bottom, right = height - side[0], width - side[1]
-    return functional.pad(part, (0, right, 0, bottom), mode="replicate")[0, 0]
+    mean = functional.pad(mean.mul_(sure)[None, None], (0, 1, 0, 1), mode="replicate")[0, 0]
+    level = Enlarged(mean, _AREA_PX, width)
+    part = torch.empty((height, width), device=residual.device)
+    for strip in strips(height, width, residual.device, _AREA_PX):
+        part[strip] = level.rows(strip)
+    return part

@@ -113,6 +113,11 @@ def block_bands(blocks: Tensor, hadamard: Tensor) -> Tensor:
         float32 (1, 16, h, w) from `blocks_of`.
     hadamard : Tensor
         float32 (16, 16), `DoseUNet.hadamard`.
+
+    Returns
+    -------
+    Tensor
+        float32 (1, 15).
     """
     pixels = blocks[0].permute(1, 2, 0).reshape(-1, BLOCK * BLOCK)
     total = torch.zeros(BLOCK * BLOCK - 1, device=blocks.device)

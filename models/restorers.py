@@ -7,6 +7,7 @@ height and width, as NumPy arrays, torch tensors or anything else that speaks DL
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import sys
@@ -115,10 +116,13 @@ class Restorer(ABC):
         Whether several threads may call `restore` at once, and gain by it.
     precision : str
         What most of it is computed in: ``"float32"``, ``"float16"`` or ``"int8"``.
+    engine : str
+        What computes it: ``"torch"``, or OpenVINO and its version.
     """
 
     concurrent = False
     precision: Literal["float32", "float16", "int8"] = "float32"
+    engine = "torch"
 
     def __init__(self, card: ModelCard, device: str) -> None:
         self.card = card
@@ -246,7 +250,7 @@ def _with_what_is_left(
     ----------
     frame, image : Tensor
         float32 (H, W), the frame and what the network made of it, without the frame's mean and in
-        units of the noise.
+        units of the noise. Both are written to.
     level : float
         That mean, in the same unit.
 
@@ -260,18 +264,18 @@ def _with_what_is_left(
     from tem_live.models.areas import area_part
     from tem_live.models.spectrum import bragg_part
 
-    residual = frame - image
+    residual = frame.sub_(image)
     pixels = residual.numel()
     periodic = bragg_part(residual)
     if periodic is not None:
-        image, residual = image + periodic, residual - periodic
+        image, residual = image.add_(periodic), residual.sub_(periodic)
     hits = _hits(residual, image, level)
     if hits is not None:
-        residual = residual.masked_fill(hits, 0.0)
+        residual.masked_fill_(hits, 0.0)
         pixels -= int(hits.sum())
     uneven = area_part(residual)
     if uneven is not None:
-        image, residual = image + uneven, residual - uneven
+        image, residual = image.add_(uneven), residual.sub_(uneven)
     return image, float(residual.sum()) / pixels
 
 
@@ -283,12 +287,13 @@ def _hits(residual: torch.Tensor, image: torch.Tensor, level: float) -> torch.Te
     """
     import torch
 
-    size = residual.abs()
-    if residual.numel() < _LEAST_PIXELS or float(size.max()) < _HIT:
+    if residual.numel() < _LEAST_PIXELS:
+        return None
+    if float(torch.maximum(residual.amax(), -residual.amin())) < _HIT:
         return None
     # Bright places are noisier than the mean: at the most as those of a Poisson frame.
     brightness = (1.0 + image / level).clamp_min_(1.0) if level > 0.0 else torch.ones_like(image)
-    hits = size > _HIT * brightness.sqrt_()
+    hits = residual.abs() > brightness.sqrt_().mul_(_HIT)
     # So many are no defects: the noise is not what it seems.
     return hits if 0 < int(hits.sum()) < _MOST_HITS * residual.numel() else None
 
@@ -310,9 +315,7 @@ class _NetworkRestorer(Restorer):
     def _accelerated(self, network: DoseUNet, precision: Precision) -> Callable[..., torch.Tensor]:
         if self.device != "cpu":
             return self._on_gpu(network, precision)
-        from tem_live.models.int8 import int8_network
-
-        found = int8_network(network) if precision in ("auto", "int8") else None
+        found = self._in_integers(network) if precision in ("auto", "int8") else None
         if found is not None:
             self.precision = "int8"
             return found
@@ -322,6 +325,20 @@ class _NetworkRestorer(Restorer):
                 "instructions, 'float16' a GPU); use 'auto' or 'float32'"
             )
         return network
+
+    def _in_integers(self, network: DoseUNet) -> Callable[..., torch.Tensor] | None:
+        from tem_live.models.int8 import can_multiply_int8, int8_network
+
+        if not can_multiply_int8():
+            return None
+        if importlib.util.find_spec("openvino") is not None:
+            from tem_live.models.openvino_network import openvino_network
+
+            found = openvino_network(network, lambda: int8_network(network) or network)
+            if found is not None:
+                self.engine = found.engine
+                return found
+        return int8_network(network)
 
     def _on_gpu(self, network: DoseUNet, precision: Precision) -> Callable[..., torch.Tensor]:
         from tem_live.models.cuda_graph import cuda_network
@@ -358,12 +375,13 @@ class _NetworkRestorer(Restorer):
     def _restore_finite(self, frame: torch.Tensor, mean: float, out: torch.Tensor) -> None:
         import torch
 
+        from tem_live.models.planes import blocks_of, image_of, in_units_of
         from tem_live.models.spectrum import lattice_part
         from tem_live.models.waves import lattice_waves
 
         height, width = frame.shape
         padded = self._fit(frame)
-        blocks = _blocks(padded)
+        blocks = blocks_of(padded)
         sigma, vector = self._noise(blocks, mean)
         if sigma == 0.0 and bool((frame == frame.flatten()[0]).all()):
             out.copy_(frame)
@@ -384,29 +402,30 @@ class _NetworkRestorer(Restorer):
             out.copy_(frame)
             return
         # A lattice beyond doubt: the network restores what else there is.
-        lattice = lattice_part((frame - mean) / sigma)
-        rest = frame
+        rest = in_units_of(frame, mean, sigma)
+        lattice = lattice_part(rest)
         if lattice is not None:
-            lattice = (lattice - lattice.mean()).mul_(sigma)
-            rest = frame - lattice
+            lattice = lattice.sub_(lattice.mean()).mul_(sigma)
+            torch.sub(frame, lattice, out=rest)
             padded = self._fit(rest)
-            blocks = _blocks(padded)
+            blocks = blocks_of(padded)
             sigma, vector = self._noise(blocks, mean)
             if sigma == 0.0:
                 out.copy_(frame)
                 return
-        blocks = (blocks - mean) / sigma
-        parts = [blocks]
+        parts = [blocks.sub_(mean).div_(sigma)]
         if self._network.waves:
-            parts.append(_blocks(lattice_waves(((padded - mean) / sigma)[None])[0]))
+            parts.append(blocks_of(lattice_waves(in_units_of(padded, mean, sigma)[None])[0]))
+        if lattice is not None:
+            in_units_of(rest, mean, sigma, out=rest)
         if max(height, width) > _TILE_PX:
             restored = self._tiled(parts, vector)
         else:
             restored = self._run(blocks, vector, *parts[1:])
-        image = _image(restored)[:height, :width]
-        image, left = _with_what_is_left((rest - mean) / sigma, image, mean / sigma)
-        level = mean + sigma * left
-        torch.add(torch.tensor(level, device=out.device), image, alpha=sigma, out=out)
+        image = image_of(restored)[:height, :width]
+        image, left = _with_what_is_left(rest, image, mean / sigma)
+        level = torch.full((), mean + sigma * left, device=out.device)
+        torch.add(level, image, alpha=sigma, out=out)
         if lattice is not None:
             out += lattice
 
@@ -418,15 +437,14 @@ class _NetworkRestorer(Restorer):
             return frame
         return _pad(frame[None, None], 0, bottom, 0, right)[0, 0]
 
-    @staticmethod
-    def _noise(blocks: torch.Tensor, mean: float) -> tuple[float, torch.Tensor]:
+    def _noise(self, blocks: torch.Tensor, mean: float) -> tuple[float, torch.Tensor]:
         import torch
 
-        from tem_live.models.network import block_bands, conditions
+        from tem_live.models.network import conditions
+        from tem_live.models.planes import block_bands
 
-        sigma, vector = conditions(
-            block_bands(blocks), torch.tensor([mean], device=blocks.device, dtype=torch.float32)
-        )
+        bands = block_bands(blocks, self._network.hadamard)
+        sigma, vector = conditions(bands, torch.full((1,), mean, device=blocks.device))
         return float(sigma), vector
 
     def _restore_binned(
@@ -471,24 +489,6 @@ class _NetworkRestorer(Restorer):
                 ye, xe = min(y + core, height), min(x + core, width)
                 result[..., y:ye, x:xe] = tile[..., y - y0 : ye - y0, x - x0 : xe - x0]
         return result
-
-
-def _blocks(frame: torch.Tensor) -> torch.Tensor:
-    """(H, W) to (1, 16, H/4, W/4) in channels-last order, with a single copy."""
-    from tem_live.models.network import BLOCK
-
-    height, width = frame.shape[0] // BLOCK, frame.shape[1] // BLOCK
-    cut = frame.reshape(height, BLOCK, width, BLOCK).permute(0, 2, 1, 3)
-    return cut.reshape(1, height, width, BLOCK * BLOCK).permute(0, 3, 1, 2)
-
-
-def _image(blocks: torch.Tensor) -> torch.Tensor:
-    """Inverse of `_blocks`."""
-    from tem_live.models.network import BLOCK
-
-    height, width = blocks.shape[-2:]
-    cut = blocks[0].permute(1, 2, 0).reshape(height, width, BLOCK, BLOCK)
-    return cut.permute(0, 2, 1, 3).reshape(height * BLOCK, width * BLOCK)
 
 
 def _pad(image: torch.Tensor, top: int, bottom: int, left: int, right: int) -> torch.Tensor:

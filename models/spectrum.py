@@ -11,9 +11,13 @@ This module imports torch; import it lazily.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tem_live.models.planes import Enlarged, add_cells, cell_sums, pixels_in_cells, strips
 
 __all__ = ["bragg_part", "lattice_part"]
 
@@ -72,13 +76,10 @@ def bragg_part(residual: Tensor) -> Tensor | None:
     logarithm along the frequencies, on which a few peaks have no weight. On the axes, where streaks
     are, a peak must stand out of its neighbours along the axis too.
     """
-    found = _excess(residual, _LONGEST_PX)
+    found = _standing_out(residual, _LONGEST_PX)
     if found is None:
         return None
-    spectrum, _, excess = found
-    sure = excess > _SURE
-    if not bool(sure.any()):
-        return None
+    spectrum, _, excess, sure = found
     return _waves(residual, spectrum, excess, sure)
 
 
@@ -99,24 +100,16 @@ def lattice_part(frame: Tensor) -> Tensor | None:
     Tensor or None
         float32 (H, W); None where there is no lattice.
     """
-    found = _excess(frame, _LONGEST_LATTICE_PX)
+    found = _standing_out(frame, _LONGEST_LATTICE_PX)
     if found is None:
         return None
-    spectrum, log, excess = found
-    sure = excess > _SURE
-    places = sure.nonzero()
-    if not len(places):
-        return None
+    spectrum, log, excess, places = found
     if len(places) > _CANDIDATES:
-        strongest = excess[sure].topk(_CANDIDATES).indices
-        places = places[strongest]
+        places = places[excess[places[:, 0], places[:, 1]].topk(_CANDIDATES).indices]
     sharp = _over_surroundings(log, places)
-    if float(sharp.max()) < _LATTICE:
+    if float(sharp.max()) < math.log(_LATTICE):
         return None
-    places = places[sharp > _PEAK]
-    peaks = torch.zeros_like(sure)
-    peaks[places[:, 0], places[:, 1]] = True
-    part = _waves(frame, spectrum, excess, peaks)
+    part = _waves(frame, spectrum, excess, places[sharp > math.log(_PEAK)])
     return part if _is_whole(spectrum, part) else None
 
 
@@ -127,53 +120,120 @@ def _is_whole(spectrum: Tensor, part: Tensor) -> bool:
     would look like a lattice of its own around its edge.
     """
     taken = torch.fft.rfft2(part, norm="ortho")
-    power = taken.abs().square_()
-    beside = _within_two(_within_two(power > _STRONG * power.max()))
-    left = float((spectrum - taken)[beside].abs().square_().sum()) - float(beside.sum())
-    return left < _LEFT * float(power[beside].sum())
+    power = _power(taken)
+    beside = _within_two(_within_two(power > _STRONG * power.amax())).flatten().nonzero()[:, 0]
+    power = power.flatten()[beside]
+    left = _power(spectrum.flatten()[beside] - taken.flatten()[beside]).sum() - len(beside)
+    return bool(left < _LEFT * power.sum())
 
 
-def _excess(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Spectrum, logarithm of its power, and its power over that of the noise."""
+def _power(spectrum: Tensor) -> Tensor:
+    """Squared modulus of complex numbers; `abs` takes the root first, at five times the time."""
+    squares = torch.view_as_real(spectrum).square()
+    return squares[..., 0] + squares[..., 1]
+
+
+def _standing_out(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """What of an image's spectrum is beyond noise; None where nothing is.
+
+    Returns
+    -------
+    spectrum : Tensor
+        complex64 (H, W // 2 + 1).
+    log : Tensor
+        float32, logarithm of its power.
+    excess : Tensor
+        float32, the same over the power of the noise; where periods are too long to count, -inf.
+    places : Tensor
+        int64 (n, 2), row and column of the coefficients that are sure.
+    """
     height, width = image.shape
     if min(height, width) < _SMALLEST_PX:
         return None
     spectrum = torch.fft.rfft2(image, norm="ortho")
-    power = spectrum.real.square() + spectrum.imag.square()
-    log = power.clamp_min(1e-12).log()
-    across, down = log.mean(dim=0)[None, :], log.mean(dim=1)[:, None]
-    floor = across + down - log.mean()
-    torch.maximum(floor, torch.maximum(across, down), out=floor)
-    floor = floor.add_(_EULER).exp_().clamp_min_(0.5)
-    fy = torch.fft.fftfreq(height, device=image.device).square_()[:, None]
-    fx = torch.fft.rfftfreq(width, device=image.device).square_()[None, :]
-    excess = power.div_(floor).mul_(fy + fx > longest_px**-2)
+    log, down, across = _log_power(spectrum)
+    ground = _Ground(down, across, longest_px, width)
+    # Most frames have nothing: the whole excess is computed for the others only.
+    strongest = [
+        ground.taken_from(log, rows).amax(dim=1) for rows in strips(*log.shape, log.device)
+    ]
+    candidates = (torch.cat(strongest) > math.log(_SURE)).nonzero()[:, 0]
+    if not len(candidates):
+        return None
+    excess = ground.taken_from(log, slice(0, height))
     _sharp_on_the_axes(excess, log, width)
-    return spectrum, log, excess
+    places = (excess[candidates] > math.log(_SURE)).nonzero()
+    if not len(places):
+        return None
+    places[:, 0] = candidates[places[:, 0]]
+    return spectrum, log, excess, places
+
+
+def _log_power(spectrum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logarithm of the power, (H, C), and its means along the rows, (H,), and columns, (C,)."""
+    height, columns = spectrum.shape
+    log = torch.empty((height, columns), device=spectrum.device)
+    down, across = log.new_empty(height), log.new_zeros(columns)
+    for rows in strips(height, columns, spectrum.device):
+        squares = torch.view_as_real(spectrum[rows]).square()
+        part = torch.add(squares[..., 0], squares[..., 1], out=log[rows])
+        part.clamp_min_(1e-12).log_()
+        across += part.sum(dim=0)
+        torch.mean(part, dim=1, out=down[rows])
+    return log, down, across.div_(height)
+
+
+class _Ground:
+    """Logarithm of the power of the noise, from the means of the spectrum's logarithm."""
+
+    def __init__(self, down: Tensor, across: Tensor, longest_px: float, width: int) -> None:
+        device = down.device
+        # The largest of three: down + across - mean, down and across; and never under the half.
+        self._down = (down + _EULER)[:, None]
+        self._rise = (across - across.mean()).clamp_min_(0.0)
+        self._least = (across + _EULER).clamp_min_(math.log(0.5))
+        self._fy = torch.fft.fftfreq(len(down), device=device).square_()[:, None]
+        self._fx = torch.fft.rfftfreq(width, device=device).square_()[: int(width / longest_px) + 2]
+        self._slowest = longest_px**-2
+
+    def taken_from(self, log: Tensor, rows: slice) -> Tensor:
+        """Logarithm of the power over that of the noise, -inf for longer periods; in new memory."""
+        floor = torch.add(self._down[rows], self._rise)
+        torch.maximum(floor, self._least, out=floor)
+        excess = torch.sub(log[rows], floor, out=floor)
+        slow = excess[:, : len(self._fx)]
+        slow.masked_fill_(self._fy[rows] + self._fx <= self._slowest, -math.inf)
+        return excess
 
 
 def _waves(image: Tensor, spectrum: Tensor, excess: Tensor, peaks: Tensor) -> Tensor:
-    """The peaks with their flanks, transformed back, where the image really contains them."""
-    keep = _within_two(peaks).logical_and_(excess > _BESIDE)
-    spectrum = spectrum.masked_fill(keep.logical_not_(), 0.0)
+    """The peaks (n, 2) with their flanks, transformed back, where the image contains them."""
+    mask = torch.zeros(excess.shape, dtype=torch.bool, device=excess.device)
+    mask[peaks[:, 0], peaks[:, 1]] = True
+    around = _within_two(mask).flatten().nonzero()[:, 0]
+    keep = excess.flatten()[around] > math.log(_BESIDE)
+    kept = torch.where(keep, spectrum.flatten()[around], 0.0)
+    spectrum = torch.zeros_like(spectrum)
+    spectrum.view(-1)[around] = kept
     waves = torch.fft.irfft2(spectrum, s=image.shape, norm="ortho")
-    out: Tensor = waves.mul_(_where(image, waves))
-    return out
+    return _where_they_are(image, waves)
 
 
 def _over_surroundings(log: Tensor, places: Tensor) -> Tensor:
-    """Power at places (n, 2) over the mean of the coefficients around each, in all directions."""
+    """Log of the power at places (n, 2) over the mean of those around each, in all directions."""
     height, columns = log.shape
     steps = torch.arange(-_AROUND, _AROUND + 1, device=log.device)
-    dy, dx = torch.meshgrid(steps, steps, indexing="ij")
-    ring = (dy.abs() > _CORE) | (dx.abs() > _CORE)
-    y, x = places[:, :1] + dy[ring], places[:, 1:] + dx[ring]
+    y, x = (places[:, :1] + steps), (places[:, 1:] + steps)
     # Beyond either end of the half spectrum lies the other half, turned by half a turn.
     below, beyond = x < 0, x > columns - 1
-    y = torch.where(below | beyond, -y, y) % height
+    turned = (below | beyond)[:, None, :]
     x = torch.where(below, -x, torch.where(beyond, 2 * (columns - 1) - x, x)).clamp_(0, columns - 1)
-    floor = log[y, x].mean(dim=1)
-    return (log[places[:, 0], places[:, 1]] - floor - _EULER).exp_()
+    here, there = (y % height * columns)[:, :, None], (-y % height * columns)[:, :, None]
+    around = log.flatten()[torch.where(turned, there, here) + x[:, None, :]]
+    core = slice(_AROUND - _CORE, _AROUND + _CORE + 1)
+    ring = around.sum(dim=(1, 2)) - around[:, core, core].sum(dim=(1, 2))
+    floor = ring / ((2 * _AROUND + 1) ** 2 - (2 * _CORE + 1) ** 2)
+    return around[:, _AROUND, _AROUND] - floor - _EULER
 
 
 def _sharp_on_the_axes(excess: Tensor, log: Tensor, width: int) -> None:
@@ -184,36 +244,40 @@ def _sharp_on_the_axes(excess: Tensor, log: Tensor, width: int) -> None:
     """
     height = log.shape[0]
     rows = torch.stack([log[0], log[1], log[-1]])
-    sharp = torch.minimum(excess[[0, 1, -1]], _over_neighbours(rows, "reflect"))
+    beyond = functional.pad(rows[None], (_FAR, _FAR), mode="reflect")[0]
+    at_rows = torch.stack([excess[0], excess[1], excess[-1]])
+    sharp = torch.minimum(at_rows, _over_neighbours(rows, beyond))
     if width % _TURNS_PX == 0:
         turns = slice(None, None, width // _TURNS_PX)
-        sharp[:, turns] *= _is_wide(excess[[2, 3, -3, -2], turns])
+        beside = torch.stack([excess[row, turns] for row in (2, 3, -3, -2)])
+        sharp[:, turns] += _unless_wide(beside)
     lines = log[:, :2].T
-    sharp_lines = torch.minimum(excess[:, :2].T, _over_neighbours(lines, "circular"))
+    beyond = torch.cat([lines[:, -_FAR:], lines, lines[:, :_FAR]], dim=1)
+    sharp_lines = torch.minimum(excess[:, :2].T, _over_neighbours(lines, beyond))
     if height % _TURNS_PX == 0:
         turns = slice(None, None, height // _TURNS_PX)
-        sharp_lines[:, turns] *= _is_wide(excess[turns, 2:4].T)
+        sharp_lines[:, turns] += _unless_wide(excess[turns, 2:4].T)
     excess[:, :2] = sharp_lines.T
-    excess[[0, 1, -1]] = sharp
+    excess[:2] = sharp[:2]
+    excess[-1] = sharp[2]
     # What changes as slowly as the frame is wide has no direction.
-    excess[:2, :2] = excess[-1:, :2] = 0.0
+    excess[:2, :2] = excess[-1:, :2] = -math.inf
 
 
-def _is_wide(beside: Tensor) -> Tensor:
-    """Where the coefficients (n, m) beside the axis are more than noise, too: 0 or 1, (m,).
+def _unless_wide(beside: Tensor) -> Tensor:
+    """0 where the coefficients (n, m) beside the axis are more than noise, too, else -inf, (m,).
 
     A crystal has an end, and so have its peaks a width; amplifiers take turns in the whole frame.
     """
-    return (beside.mean(dim=0) > _WIDE).to(beside.dtype)
+    return torch.where(beside.exp().mean(dim=0) > _WIDE, 0.0, -math.inf)
 
 
-def _over_neighbours(log: Tensor, beyond: str) -> Tensor:
-    """Power over the mean of the coefficients around it, along lines (N, n) of log(power)."""
+def _over_neighbours(log: Tensor, beyond: Tensor) -> Tensor:
+    """Log of the power over the mean of those around, along lines (N, n); `beyond` is longer."""
     kernel = torch.ones(2 * _FAR + 1, device=log.device)
     kernel[_FAR - _NEAR + 1 : _FAR + _NEAR] = 0.0
-    padded = functional.pad(log[:, None], (_FAR, _FAR), mode=beyond)
-    floor = functional.conv1d(padded, kernel[None, None] / kernel.sum())[:, 0]
-    return (log - floor - _EULER).exp_()
+    floor = beyond.unfold(1, 2 * _FAR + 1, 1) @ (kernel / kernel.sum())
+    return log - floor - _EULER
 
 
 def _within_two(mask: Tensor) -> Tensor:
@@ -228,41 +292,44 @@ def _within_two(mask: Tensor) -> Tensor:
     return both
 
 
-def _where(residual: Tensor, waves: Tensor) -> Tensor:
-    """Local amplitude, from 0 to a little over 1, with which the residual contains the waves.
+def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
+    """Waves times their local amplitude, from 0 to a little over 1, in the image; in place.
 
     The waves of a small crystal run on through the vacuum around it. The projection of the
-    residual on them, cell by cell, tells where they belong. The whole frame has them with an
+    image on them, cell by cell, tells where they belong. The whole frame has them with an
     amplitude of one; smaller and smaller cells have the amplitude of those around them, unless
     they differ from it by more than their own standard error.
     """
-    amplitude = torch.ones_like(waves)
+    height, width = waves.shape
+    (smallest_px, _), (largest_px, _) = _CELLS[-1], _CELLS[0]
+    sums = [cell_sums(first, waves, smallest_px) for first in (waves, image)]
+    fields = []
     for cell_px, doubt in _CELLS:
-        local, variance = _amplitude(residual, waves, cell_px)
-        difference = local.sub_(amplitude)
-        square = difference.square()
-        amplitude += difference.mul_(square).div_(square + doubt * variance)
-    return amplitude
+        more = cell_px // smallest_px
+        weight, product = (add_cells(part, more, more) for part in sums)
+        pixels = pixels_in_cells(height, width, cell_px, waves.device)
+        weight = _three_by_three(weight.div_(pixels)).clamp_min_(1e-9)
+        amplitude = _three_by_three(product.div_(pixels)).div_(weight).clamp_(0.0, _MOST)
+        variance = doubt / (weight * (3 * cell_px) ** 2)
+        fields.append([Enlarged(cells, cell_px, width) for cells in (amplitude, variance)])
+    for rows in strips(height, width, waves.device, largest_px):
+        amplitude = None
+        for local, variance in fields:
+            difference = local.rows(rows).sub_(1.0 if amplitude is None else amplitude)
+            square = difference.square()
+            spread = variance.rows(rows).add_(square)
+            square *= difference
+            if amplitude is None:
+                amplitude = square.div_(spread).add_(1.0)
+            else:
+                amplitude.addcdiv_(square, spread)
+        waves[rows] *= amplitude
+    return waves
 
 
-def _amplitude(residual: Tensor, waves: Tensor, cell_px: int) -> tuple[Tensor, Tensor]:
-    """Amplitude of the waves in three by three cells around each pixel, and its variance."""
-    height, width = residual.shape
-
-    def local(field: Tensor) -> Tensor:
-        cells = functional.avg_pool2d(
-            field[None, None], cell_px, ceil_mode=True, count_include_pad=False
-        )
-        cells = functional.pad(cells, (1, 1, 1, 1), mode="replicate")
-        return functional.avg_pool2d(cells, 3, stride=1)
-
-    def smooth(cells: Tensor) -> Tensor:
-        rows, columns = cells.shape[-2] * cell_px, cells.shape[-1] * cell_px
-        whole = functional.interpolate(
-            cells, size=(rows, columns), mode="bilinear", align_corners=False
-        )
-        return whole[0, 0, :height, :width]
-
-    weight = local(waves * waves).clamp_min_(1e-9)
-    amplitude = (local(residual * waves) / weight).clamp_(0.0, _MOST)
-    return smooth(amplitude), smooth(1.0 / (weight * (3 * cell_px) ** 2))
+def _three_by_three(cells: Tensor) -> Tensor:
+    """Mean of each cell (h, w) and those around it, which at the border are the outermost."""
+    rows = torch.cat([cells[:1], cells, cells[-1:]])
+    rows = rows[:-2] + rows[1:-1] + rows[2:]
+    both = torch.cat([rows[:, :1], rows, rows[:, -1:]], dim=1)
+    return (both[:, :-2] + both[:, 1:-1]).add_(both[:, 2:]).div_(9.0)
