@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,37 +11,17 @@ import pytest
 from tem_live.drivers.andor import AndorCamera, AndorOptions
 from tem_live.drivers.protocols import CameraSettings
 from tem_live.errors import (
-    DeviceTimeoutError,
     DisconnectedError,
-    NotConnectedError,
     OverflowedError,
     RefusedError,
 )
+from tests.drivers.alike import LibraryFaults, check_pictures, of_library, opened
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.instruments import atcore
 from tests.drivers.instruments.atcore import Atcore
-from tests.drivers.reading import begin, fails_soon, take
+from tests.drivers.reading import begin, take
 
-
-def make(fake: Atcore, **options: Any) -> AndorCamera:
-    return AndorCamera(AndorOptions(**options), lambda: fake.library)
-
-
-@pytest.fixture
-def fake() -> Iterator[Atcore]:
-    fake = Atcore()
-    yield fake
-    assert fake.library.errors == []
-    assert fake.open_handles == [], "what was opened is closed"
-    assert fake.queue == [], "no memory of ours is left with the library"
-
-
-@pytest.fixture
-def camera(fake: Atcore) -> Iterator[AndorCamera]:
-    camera = make(fake)
-    camera.open()
-    yield camera
-    camera.close()
+make, fake, camera = of_library(Atcore, AndorCamera, AndorOptions)
 
 
 class TestAndor(CameraConformance):
@@ -53,11 +32,26 @@ class TestAndor(CameraConformance):
         return make(Atcore())
 
 
+class TestAndorFaults(LibraryFaults):
+    make = staticmethod(make)
+    missing = "SDK3"
+    keeps: ClassVar = {
+        "none": "finds 0 cameras", "in use": "close the other program", "gone": "AT_ERR_CONNECTION",
+    }  # fmt: skip
+    gone = "CONNECTION"
+    size = "bytes where"
+
+    def die_silently(self, fake: Atcore) -> None:
+        fake.bools["CameraPresent"] = 0
+
+    def change_size(self, fake: Atcore) -> None:
+        fake.short_by = 4
+
+
 def test_pixels_are_those_of_their_exposure(camera: AndorCamera, fake: Atcore) -> None:
     frames, metas = take(camera, 40)
     assert [meta.sequence for meta in metas] == list(range(40))
-    for number, frame in enumerate(frames):
-        assert np.array_equal(frame, fake.sensor.picture(number))
+    check_pictures(fake, frames, list(range(40)))
     assert metas[4].device_time_s == pytest.approx(0.05 + 4 * 0.005)
 
 
@@ -83,36 +77,25 @@ def test_it_is_set_up_to_run_by_itself(camera: AndorCamera, fake: Atcore) -> Non
 @pytest.mark.parametrize("by_clock", [True, False])
 def test_lost_frames_are_counted_by_the_clock(fake: Atcore, by_clock: bool) -> None:
     fake.sensor.lost = {3, 4, 9}
-    camera = make(fake, count_by_clock=by_clock)
-    camera.open()
-    try:
+    with opened(make(fake, count_by_clock=by_clock)) as camera:
         frames, metas = take(camera, 8)
-    finally:
-        camera.close()
     arrived = [0, 1, 2, 5, 6, 7, 8, 10]
-    for number, frame in zip(arrived, frames, strict=True):
-        assert np.array_equal(frame, fake.sensor.picture(number))
+    check_pictures(fake, frames, arrived)
     assert [meta.sequence for meta in metas] == (arrived if by_clock else list(range(8)))
 
 
 def test_without_metadata_frames_are_counted_here(fake: Atcore) -> None:
     fake.bools.clear()
     fake.has_baseline = False
-    camera = make(fake)
-    camera.open()
-    try:
+    with opened(make(fake)) as camera:
         frames, metas = take(camera, 3)
-    finally:
-        camera.close()
     assert [meta.sequence for meta in metas] == [0, 1, 2]
     assert metas[0].device_time_s is None
     assert np.array_equal(frames[2], fake.sensor.picture(2))
 
 
 def test_what_is_not_fetched_in_time_is_told(fake: Atcore) -> None:
-    camera = make(fake, buffer_frames=4)
-    camera.open()
-    try:
+    with opened(make(fake, buffer_frames=4)) as camera:
         buffer = begin(camera, 0.005)
         while fake.sensor.exposures() < 8:
             time.sleep(0.005)
@@ -123,8 +106,6 @@ def test_what_is_not_fetched_in_time_is_told(fake: Atcore) -> None:
         # A new series is sound again.
         camera.start(1)
         assert camera.read_into(buffer, 1.0).sequence == 0
-    finally:
-        camera.close()
 
 
 @pytest.mark.parametrize("name", ["AT_WaitBuffer", "AT_QueueBuffer"])
@@ -138,32 +119,6 @@ def test_errors_of_a_run_are_named(camera: AndorCamera, fake: Atcore, name: str)
     fake.sensor.failing.clear()
 
 
-def test_unplugged_amid_a_run(camera: AndorCamera, fake: Atcore) -> None:
-    buffer = begin(camera)
-    camera.read_into(buffer, 1.0)
-    fake.sensor.present = False
-    with fails_soon(DisconnectedError, "CONNECTION", 5):
-        camera.read_into(buffer, 5.0)
-    camera.close()
-    fake.queue.clear()
-
-
-def test_silent_and_gone_is_told_from_silent(camera: AndorCamera, fake: Atcore) -> None:
-    fake.sensor.silent = True
-    buffer = begin(camera)
-    with pytest.raises(DeviceTimeoutError):
-        camera.read_into(buffer, 0.15)
-    fake.bools["CameraPresent"] = 0
-    with pytest.raises(DisconnectedError, match="does not answer"):
-        camera.read_into(buffer, 0.15)
-
-
-def test_wrong_size_is_named(camera: AndorCamera, fake: Atcore) -> None:
-    fake.short_by = 4
-    with pytest.raises(DisconnectedError, match="bytes where"):
-        take(camera, 1)
-
-
 def test_properties(fake: Atcore) -> None:
     camera = make(fake, properties={"SimplePreAmpGainControl": "16-bit"})
     camera.open()
@@ -173,30 +128,6 @@ def test_properties(fake: Atcore) -> None:
         make(fake, properties={"SimplePreAmpGainControl": "64-bit"}).open()
     with pytest.raises(RefusedError, match="Colour"):
         make(fake, properties={"Colour": 3}).open()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda fake: setattr(fake, "cameras", 0), "finds 0 cameras"),
-        (lambda fake: setattr(fake.sensor, "in_use", True), "close the other program"),
-        (lambda fake: setattr(fake.sensor, "present", False), "AT_ERR_CONNECTION"),
-    ],
-    ids=["none", "in use", "gone"],
-)
-def test_what_keeps_it_from_opening_is_named(fake: Atcore, spoil: Any, words: str) -> None:
-    spoil(fake)
-    camera = make(fake)
-    with pytest.raises(NotConnectedError, match=words) as caught:
-        camera.open()
-    assert "\n" not in str(caught.value)
-    camera.close()
-
-
-def test_without_the_library() -> None:
-    with pytest.raises(NotConnectedError, match="SDK3") as caught:
-        AndorCamera(AndorOptions(library="no-such-file.dll")).open()
-    assert "\n" not in str(caught.value)
 
 
 def test_the_fake_knows_its_numbers() -> None:

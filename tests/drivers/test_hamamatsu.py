@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -19,30 +18,13 @@ from tem_live.errors import (
     NotConnectedError,
     RefusedError,
 )
+from tests.drivers.alike import LibraryFaults, check_pictures, of_library, opened
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.instruments import dcam
 from tests.drivers.instruments.dcam import Dcam
-from tests.drivers.reading import begin, fails_soon, read_on, take
+from tests.drivers.reading import begin, read_on, take
 
-
-def make(fake: Dcam, **options: Any) -> HamamatsuCamera:
-    return HamamatsuCamera(HamamatsuOptions(**options), lambda: fake.library)
-
-
-@pytest.fixture
-def fake() -> Iterator[Dcam]:
-    fake = Dcam()
-    yield fake
-    assert fake.library.errors == []
-    assert fake.open_handles == [], "what was opened is closed"
-
-
-@pytest.fixture
-def camera(fake: Dcam) -> Iterator[HamamatsuCamera]:
-    camera = make(fake)
-    camera.open()
-    yield camera
-    camera.close()
+make, fake, camera = of_library(Dcam, HamamatsuCamera, HamamatsuOptions)
 
 
 class TestHamamatsu(CameraConformance):
@@ -51,6 +33,22 @@ class TestHamamatsu(CameraConformance):
 
     def make_camera(self) -> HamamatsuCamera:
         return make(Dcam())
+
+
+class TestHamamatsuFaults(LibraryFaults):
+    make = staticmethod(make)
+    missing = r"dcam-api\.com"
+    keeps: ClassVar = {"none": "NOCAMERA", "in use": "another program", "gone": "NOCONNECTION"}
+    gone = "NOCONNECTION"
+    # What its buffer holds still comes.
+    ready = 100
+    size = "97x128"
+
+    def die_silently(self, fake: Dcam) -> None:
+        fake.values[dcam.ALIVE] = 1
+
+    def change_size(self, fake: Dcam) -> None:
+        fake.wrong_size = True
 
 
 def test_structures_are_as_long_as_the_headers_say() -> None:
@@ -74,8 +72,7 @@ def test_structures_are_as_long_as_the_headers_say() -> None:
 def test_pixels_are_those_of_their_exposure(camera: HamamatsuCamera, fake: Dcam) -> None:
     frames, metas = take(camera, 20)
     assert [meta.sequence for meta in metas] == list(range(20))
-    for number, frame in enumerate(frames):
-        assert np.array_equal(frame, fake.sensor.picture(number))
+    check_pictures(fake, frames, list(range(20)))
     assert metas[3].device_time_s == pytest.approx(1003.25)
     assert metas[3].raw["framestamp"] == fake.first_stamp + 3
 
@@ -100,23 +97,16 @@ def test_the_camera_is_let_to_trigger_itself(camera: HamamatsuCamera, fake: Dcam
 def test_lost_frames_are_counted(fake: Dcam, stamps: int) -> None:
     fake.stamps = stamps
     fake.sensor.lost = {3, 4, 9}
-    camera = make(fake)
-    camera.open()
-    try:
+    with opened(make(fake)) as camera:
         frames, metas = take(camera, 8)
-    finally:
-        camera.close()
     arrived = [0, 1, 2, 5, 6, 7, 8, 10]
-    for number, frame in zip(arrived, frames, strict=True):
-        assert np.array_equal(frame, fake.sensor.picture(number))
+    check_pictures(fake, frames, arrived)
     expected = arrived if stamps != 1 else list(range(8))
     assert [meta.sequence for meta in metas] == expected
 
 
 def test_what_is_not_fetched_in_time_is_counted(fake: Dcam) -> None:
-    camera = make(fake, buffer_frames=8)
-    camera.open()
-    try:
+    with opened(make(fake, buffer_frames=8)) as camera:
         buffer = begin(camera, 0.005)
         first = camera.read_into(buffer, 1.0).sequence
         while fake.sensor.exposures() < 30:
@@ -125,16 +115,12 @@ def test_what_is_not_fetched_in_time_is_counted(fake: Dcam) -> None:
         assert first == 0
         assert late >= 24 - 1
         assert np.array_equal(buffer, fake.sensor.picture(late))
-    finally:
-        camera.close()
 
 
 @pytest.mark.parametrize(("stamps", "sequence"), [(4, 0), (1, 1)], ids=["stamped", "without"])
 def test_a_lost_frame_that_dcam_tells_of(fake: Dcam, stamps: int, sequence: int) -> None:
     fake.stamps = stamps
-    camera = make(fake)
-    camera.open()
-    try:
+    with opened(make(fake)) as camera:
         buffer = begin(camera, 0.3)
         fake.sensor.failing["dcamwait_start"] = dcam.LOSTFRAME
         with pytest.raises(DeviceTimeoutError):
@@ -142,8 +128,6 @@ def test_a_lost_frame_that_dcam_tells_of(fake: Dcam, stamps: int, sequence: int)
         fake.sensor.failing.clear()
         # Where frames have a stamp, it tells whether one is missing.
         assert camera.read_into(buffer, 1.0).sequence == sequence
-    finally:
-        camera.close()
 
 
 @pytest.mark.parametrize(
@@ -164,33 +148,6 @@ def test_errors_of_a_run_are_named(
         read_on(camera, buffer, at_most=100, timeout_s=2.0)
     assert "\n" not in str(caught.value)
     fake.sensor.failing.clear()
-
-
-def test_unplugged_amid_a_run(camera: HamamatsuCamera, fake: Dcam) -> None:
-    buffer = begin(camera)
-    camera.read_into(buffer, 1.0)
-    fake.sensor.present = False
-    with fails_soon(DisconnectedError, "NOCONNECTION", 5):
-        read_on(camera, buffer, at_most=100, timeout_s=2.0)
-    camera.close()
-
-
-def test_silent_and_gone_is_told_from_silent(camera: HamamatsuCamera, fake: Dcam) -> None:
-    state = camera.configure(CameraSettings(0.02))
-    buffer = np.empty(state.frame_shape, state.dtype)
-    fake.sensor.silent = True
-    camera.start()
-    with pytest.raises(DeviceTimeoutError):
-        camera.read_into(buffer, 0.15)
-    fake.values[dcam.ALIVE] = 1
-    with pytest.raises(DisconnectedError, match="does not answer"):
-        camera.read_into(buffer, 0.15)
-
-
-def test_wrong_size_is_named(camera: HamamatsuCamera, fake: Dcam) -> None:
-    fake.wrong_size = True
-    with pytest.raises(DisconnectedError, match="97x128"):
-        take(camera, 1)
 
 
 def test_8_bits(fake: Dcam) -> None:
@@ -220,33 +177,9 @@ def test_properties_by_name(fake: Dcam) -> None:
         make(fake, properties={"Colour": 1}).open()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (lambda fake: setattr(fake, "cameras", 0), "NOCAMERA"),
-        (lambda fake: setattr(fake.sensor, "in_use", True), "another program"),
-        (lambda fake: setattr(fake.sensor, "present", False), "NOCONNECTION"),
-    ],
-    ids=["none", "in use", "gone"],
-)
-def test_what_keeps_it_from_opening_is_named(fake: Dcam, spoil: Any, words: str) -> None:
-    spoil(fake)
-    camera = make(fake)
-    with pytest.raises(NotConnectedError, match=words) as caught:
-        camera.open()
-    assert "\n" not in str(caught.value)
-    camera.close()
-
-
 def test_index_is_named(fake: Dcam) -> None:
     with pytest.raises(NotConnectedError, match=r"camera\.index = 3"):
         make(fake, index=3).open()
-
-
-def test_without_the_library() -> None:
-    with pytest.raises(NotConnectedError, match=r"dcam-api\.com") as caught:
-        HamamatsuCamera(HamamatsuOptions(library="no-such-file.dll")).open()
-    assert "\n" not in str(caught.value)
 
 
 def test_a_library_without_the_functions(fake: Dcam) -> None:
