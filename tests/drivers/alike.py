@@ -156,16 +156,16 @@ class LibraryFaults:
 # ---------------------------------------------------------------------------------------- servers
 
 
-def configured(
-    camera: C, exposure_s: float, roi: tuple[int, int, int, int] | None = None
-) -> tuple[C, CameraState, npt.NDArray[Any]]:
+def configured(camera: C, exposure_s: float) -> tuple[C, CameraState, npt.NDArray[Any]]:
     """The camera, open and set, and a buffer for its frames."""
     camera.open()
-    state = camera.configure(CameraSettings(exposure_s, roi=roi))
+    state = camera.configure(CameraSettings(exposure_s))
     return camera, state, np.empty(state.frame_shape, state.dtype)
 
 
-def check_death(open_one: Callable[[], Any], end: Callable[[], object], said: str, absent: str):
+def check_death(
+    open_one: Callable[[], Any], end: Callable[[], object], said: str, absent: str
+) -> None:
     """A server that ends amid a run leaves nothing behind, and is not found again.
 
     Parameters

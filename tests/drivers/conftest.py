@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -13,3 +14,12 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
     running = Twin(tmp_path_factory.mktemp("twin") / "log.txt")
     yield running
     running.end()
+
+
+@pytest.fixture
+def cameras() -> Iterator[list[Any]]:
+    """What a test adds to it is closed at its end."""
+    made: list[Any] = []
+    yield made
+    for camera in made:
+        camera.close()

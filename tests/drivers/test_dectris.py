@@ -6,10 +6,8 @@ import json
 import os
 import re
 import signal
-import socket
 import struct
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from tem_live.errors import (
     NotConnectedError,
     RefusedError,
 )
+from tests.drivers.alike import STRANGERS, check_death, check_mute, check_stranger, configured
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.reading import check_second_frame, fails_soon, read_on
 from tests.drivers.servers.dectris import DectrisServer, legacy_image, legacy_start, picture
@@ -43,15 +42,6 @@ def server() -> Iterator[DectrisServer]:
         yield running
 
 
-@pytest.fixture
-def cameras() -> Iterator[list[DectrisCamera]]:
-    """What a test opened is closed at its end."""
-    opened: list[DectrisCamera] = []
-    yield opened
-    for camera in opened:
-        camera.close()
-
-
 def camera_of(server: DectrisServer, **options: Any) -> DectrisCamera:
     ports = {"port": server.port, "stream_port": server.stream_port}
     return DectrisCamera(DectrisOptions.model_validate({**ports, **options}))
@@ -60,11 +50,8 @@ def camera_of(server: DectrisServer, **options: Any) -> DectrisCamera:
 def opened(
     server: DectrisServer, cameras: list[DectrisCamera], **options: Any
 ) -> tuple[DectrisCamera, CameraState, npt.NDArray[Any]]:
-    camera = camera_of(server, **options)
-    cameras.append(camera)
-    camera.open()
-    state = camera.configure(CameraSettings(EXPOSURE_S))
-    return camera, state, np.empty(state.frame_shape, state.dtype)
+    cameras.append(camera_of(server, **options))
+    return configured(cameras[-1], EXPOSURE_S)
 
 
 # --------------------------------------------------------------------------- the simulated detector
@@ -466,50 +453,22 @@ def test_a_detector_without_cbor_says_so(server: DectrisServer):
 
 def test_one_that_no_longer_answers_is_gone(server: DectrisServer, cameras: list[DectrisCamera]):
     camera, _, _ = opened(server, cameras, reply_timeout_s=0.3)
-    server.mute.set()
-    with pytest.raises(DisconnectedError, match="does not answer"):
-        camera.configure(CameraSettings(EXPOSURE_S))
-    camera.close()
-    with pytest.raises(NotConnectedError, match="does not answer"):
-        camera.open()
-    server.mute.clear()
-    camera.open()
+    check_mute(camera, server.mute)
 
 
 def test_one_that_dies_while_it_is_read_leaves_nothing_behind(
     server: DectrisServer, cameras: list[DectrisCamera]
 ):
-    before = set(threading.enumerate())
-    camera, _, buffer = opened(server, cameras)
-    camera.start()
-    camera.read_into(buffer, 5.0)
-    server.end()
-    with fails_soon(DisconnectedError, "DECTRIS", 4):
-        read_on(camera, buffer)
-    camera.close()
-    assert set(threading.enumerate()) <= before
-    with pytest.raises(NotConnectedError, match="no DECTRIS detector answers") as caught:
-        camera.open()
-    assert "\n" not in str(caught.value)
+    check_death(
+        lambda: opened(server, cameras), server.end, "DECTRIS", "no DECTRIS detector answers"
+    )
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\n[1]", b"SSH-2.0-x\r\n", b""])
+@pytest.mark.parametrize("answer", STRANGERS)
 def test_what_is_no_detector_is_named(answer: bytes):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            line, _ = listener.accept()
-            with line:
-                line.recv(4096)
-                line.sendall(answer)
-
-        serving = threading.Thread(target=serve)
-        serving.start()
-        camera = DectrisCamera(DectrisOptions(port=listener.getsockname()[1]))
-        with pytest.raises(NotConnectedError, match="DECTRIS detector") as caught:
-            camera.open()
-        serving.join()
-    assert "\n" not in str(caught.value)
+    check_stranger(
+        answer, lambda port: DectrisCamera(DectrisOptions(port=port)).open(), "DECTRIS detector"
+    )
 
 
 def test_without_zeromq_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch):

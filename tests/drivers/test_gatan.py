@@ -6,7 +6,6 @@ import ast
 import contextlib
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tem_live.errors import (
     NotConnectedError,
     RefusedError,
 )
+from tests.drivers.alike import check_death, check_mute, check_pieces, configured
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.reading import check_second_frame, fails_soon, read_on
 from tests.drivers.servers.digital_micrograph import DigitalMicrograph
@@ -42,15 +42,6 @@ def server() -> Iterator[GatanServer]:
         yield running
 
 
-@pytest.fixture
-def cameras() -> Iterator[list[GatanCamera]]:
-    """What a test made is closed at its end."""
-    made: list[GatanCamera] = []
-    yield made
-    for camera in made:
-        camera.close()
-
-
 def camera_of(port: int, **options: Any) -> GatanCamera:
     return GatanCamera(GatanOptions.model_validate({"port": port, **options}))
 
@@ -58,11 +49,8 @@ def camera_of(port: int, **options: Any) -> GatanCamera:
 def opened(
     server: GatanServer, cameras: list[GatanCamera], **options: Any
 ) -> tuple[GatanCamera, CameraState, npt.NDArray[Any]]:
-    camera = camera_of(server.port, **options)
-    cameras.append(camera)
-    camera.open()
-    state = camera.configure(CameraSettings(EXPOSURE_S))
-    return camera, state, np.empty(state.frame_shape, state.dtype)
+    cameras.append(camera_of(server.port, **options))
+    return configured(cameras[-1], EXPOSURE_S)
 
 
 class TestGatan(CameraConformance):
@@ -218,21 +206,8 @@ def test_what_does_not_belong_there_is_named_and_gives_no_frame(
 
 
 def test_an_image_in_pieces_outlasts_short_waits(server: GatanServer, cameras: list[GatanCamera]):
-    camera, state, buffer = opened(server, cameras)
-    rest: list[bytes] = []
-
-    def half(number: int, whole: bytes) -> bytes:
-        rest.append(whole[99:])
-        return whole[:99]
-
-    server.send = half
-    camera.start(1)
-    with pytest.raises(DeviceTimeoutError):
-        camera.read_into(buffer, 0.2)
-    assert server._client is not None
-    server._client.sendall(rest[0])
-    assert camera.read_into(buffer, 5.0).sequence == 0
-    np.testing.assert_array_equal(buffer, picture(0, state.frame_shape))
+    camera, _, _ = opened(server, cameras)
+    check_pieces(camera, server, lambda: server._client, 99, picture)
 
 
 @pytest.mark.parametrize(("part", "said"), [(0, "sends no image"), (100, "stopped amid an image")])
@@ -283,35 +258,18 @@ def test_an_exposure_that_was_given_up_is_waited_for(
 
 def test_one_that_no_longer_answers_is_gone(server: GatanServer, cameras: list[GatanCamera]):
     camera, _, _ = opened(server, cameras, reply_timeout_s=0.3)
-    server.mute.set()
-    with pytest.raises(DisconnectedError, match="does not answer"):
-        camera.configure(CameraSettings(EXPOSURE_S))
-    began = time.monotonic()
-    camera.close()
-    assert time.monotonic() - began < 2
-    with pytest.raises(NotConnectedError, match="does not answer"):
-        camera.open()
-    server.mute.clear()
-    camera.open()
+    check_mute(camera, server.mute)
 
 
 def test_one_that_dies_while_it_is_read_leaves_nothing_behind(
     server: GatanServer, cameras: list[GatanCamera]
 ):
-    before = set(threading.enumerate())
-    camera, _, buffer = opened(server, cameras)
-    camera.start()
-    camera.read_into(buffer, 5.0)
-    server.end()
-    began = time.monotonic()
-    with pytest.raises(DisconnectedError, match="closed the connection"):
-        read_on(camera, buffer, at_most=100)
-    camera.close()
-    assert time.monotonic() - began < 5
-    assert set(threading.enumerate()) <= before
-    with pytest.raises(NotConnectedError, match="no DigitalMicrograph answers") as caught:
-        camera.open()
-    assert "\n" not in str(caught.value)
+    check_death(
+        lambda: opened(server, cameras),
+        server.end,
+        "closed the connection",
+        "no DigitalMicrograph answers",
+    )
 
 
 def test_a_camera_that_is_not_there_is_named(server: GatanServer):

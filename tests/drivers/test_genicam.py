@@ -37,15 +37,6 @@ REGION = (0, 0, *SHAPE)
 VIKY = "VikyTL_DEV_green"
 
 
-@pytest.fixture
-def cameras() -> Iterator[list[GenICamCamera]]:
-    """What a test made is closed at its end."""
-    made: list[GenICamCamera] = []
-    yield made
-    for camera in made:
-        camera.close()
-
-
 def opened(
     cameras: list[GenICamCamera], exposure_s: float = 0.01, **options: Any
 ) -> tuple[GenICamCamera, CameraState, npt.NDArray[Any]]:

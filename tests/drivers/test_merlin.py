@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from tem_live.errors import (
     NotConnectedError,
     RefusedError,
 )
+from tests.drivers.alike import check_death, check_pieces, configured
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.reading import check_second_frame, fails_soon, read_on
 from tests.drivers.servers.libertem_live import Peer, free_port, program
@@ -46,10 +46,7 @@ def camera_of(server: MerlinServer, **options: Any) -> MerlinCamera:
 def opened(
     server: MerlinServer, **options: Any
 ) -> tuple[MerlinCamera, CameraState, npt.NDArray[Any]]:
-    camera = camera_of(server, **options)
-    camera.open()
-    state = camera.configure(CameraSettings(EXPOSURE_S))
-    return camera, state, np.empty(state.frame_shape, state.dtype)
+    return configured(camera_of(server, **options), EXPOSURE_S)
 
 
 # ----------------------------------------------------------------------------- the simulated Merlin
@@ -279,16 +276,8 @@ def test_a_merlin_that_runs_by_itself_is_taken_from_a_beginning(
 
 def test_a_frame_that_comes_in_pieces_outlasts_short_waits(server: MerlinServer):
     # What the reader waits for in slices is put together over many of them.
-    camera, state, buffer = opened(server)
-    line: list[bytes] = []
-    server.send = lambda _, whole: line.append(whole) or whole[: len(whole) // 2]
-    camera.start(1)
-    with pytest.raises(DeviceTimeoutError):
-        camera.read_into(buffer, 0.2)
-    assert server._data is not None
-    server._data.sendall(line[0][len(line[0]) // 2 :])
-    assert camera.read_into(buffer, 5.0).sequence == 0
-    np.testing.assert_array_equal(buffer, picture(0, state.frame_shape))
+    camera, _, _ = opened(server)
+    check_pieces(camera, server, lambda: server._data, 500, picture)
     camera.close()
 
 
@@ -423,18 +412,7 @@ def test_one_that_no_longer_answers_is_gone(server: MerlinServer):
 
 
 def test_one_that_dies_while_it_is_read_leaves_nothing_behind(server: MerlinServer):
-    before = set(threading.enumerate())
-    camera, _, buffer = opened(server)
-    camera.start()
-    camera.read_into(buffer, 5.0)
-    server.end()
-    with pytest.raises(DisconnectedError):
-        read_on(camera, buffer)
-    camera.close()
-    assert set(threading.enumerate()) <= before
-    with pytest.raises(NotConnectedError, match="no Merlin answers") as caught:
-        camera.open()
-    assert "\n" not in str(caught.value)
+    check_death(lambda: opened(server), server.end, "Merlin", "no Merlin answers")
 
 
 @pytest.mark.parametrize("fault", ["IMAGEX", "COUNTERDEPTH"])

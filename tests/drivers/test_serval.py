@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,13 +17,20 @@ from tem_live.drivers import serval_wire as wire
 from tem_live.drivers.protocols import CameraSettings, CameraState
 from tem_live.drivers.serval import FAMILY, ServalCamera, ServalOptions
 from tem_live.errors import (
-    DeviceTimeoutError,
     DisconnectedError,
     NotConnectedError,
     RefusedError,
 )
+from tests.drivers.alike import (
+    STRANGERS,
+    check_death,
+    check_mute,
+    check_pieces,
+    check_stranger,
+    configured,
+)
 from tests.drivers.conformance import CameraConformance
-from tests.drivers.reading import check_second_frame, fails_soon, read_on
+from tests.drivers.reading import check_second_frame, fails_soon
 from tests.drivers.servers.serval import ServalServer, picture, streamed
 
 EXPOSURE_S = 0.01
@@ -37,15 +42,6 @@ def server() -> Iterator[ServalServer]:
         yield running
 
 
-@pytest.fixture
-def cameras() -> Iterator[list[ServalCamera]]:
-    """What a test made is closed at its end."""
-    made: list[ServalCamera] = []
-    yield made
-    for camera in made:
-        camera.close()
-
-
 def camera_of(server: ServalServer, **options: Any) -> ServalCamera:
     return ServalCamera(ServalOptions.model_validate({"port": server.port, **options}))
 
@@ -53,11 +49,8 @@ def camera_of(server: ServalServer, **options: Any) -> ServalCamera:
 def opened(
     server: ServalServer, cameras: list[ServalCamera], **options: Any
 ) -> tuple[ServalCamera, CameraState, npt.NDArray[Any]]:
-    camera = camera_of(server, **options)
-    cameras.append(camera)
-    camera.open()
-    state = camera.configure(CameraSettings(EXPOSURE_S))
-    return camera, state, np.empty(state.frame_shape, state.dtype)
+    cameras.append(camera_of(server, **options))
+    return configured(cameras[-1], EXPOSURE_S)
 
 
 class TestServal(CameraConformance):
@@ -141,21 +134,8 @@ def test_what_does_not_belong_there_is_named_and_gives_no_frame(
 
 
 def test_an_image_in_pieces_outlasts_short_waits(server: ServalServer, cameras: list[ServalCamera]):
-    camera, state, buffer = opened(server, cameras)
-    rest: list[bytes] = []
-
-    def half(index: int, whole: bytes) -> bytes:
-        rest.append(whole[5000:])
-        return whole[:5000]
-
-    server.send = half
-    camera.start(1)
-    with pytest.raises(DeviceTimeoutError):
-        camera.read_into(buffer, 0.2)
-    assert server.line is not None
-    server.line.sendall(rest[0])
-    assert camera.read_into(buffer, 5.0).sequence == 0
-    np.testing.assert_array_equal(buffer, picture(0, state.frame_shape))
+    camera, _, _ = opened(server, cameras)
+    check_pieces(camera, server, lambda: server.line, 5000, picture)
 
 
 @pytest.mark.parametrize(("part", "said"), [(0, "sends no images"), (900, "stopped amid an image")])
@@ -262,52 +242,18 @@ def test_a_detector_that_makes_no_sense_is_refused(
 
 def test_one_that_no_longer_answers_is_gone(server: ServalServer, cameras: list[ServalCamera]):
     camera, _, _ = opened(server, cameras, reply_timeout_s=0.3)
-    server.mute.set()
-    with pytest.raises(DisconnectedError, match="does not answer"):
-        camera.configure(CameraSettings(EXPOSURE_S))
-    camera.close()
-    with pytest.raises(NotConnectedError, match="does not answer"):
-        camera.open()
-    server.mute.clear()
-    camera.open()
+    check_mute(camera, server.mute)
 
 
 def test_one_that_dies_while_it_is_read_leaves_nothing_behind(
     server: ServalServer, cameras: list[ServalCamera]
 ):
-    before = set(threading.enumerate())
-    camera, _, buffer = opened(server, cameras)
-    camera.start()
-    camera.read_into(buffer, 5.0)
-    server.end()
-    began = time.monotonic()
-    with pytest.raises(DisconnectedError, match="Serval"):
-        read_on(camera, buffer, at_most=1000)
-    camera.close()
-    assert time.monotonic() - began < 5
-    assert set(threading.enumerate()) <= before
-    with pytest.raises(NotConnectedError, match="no Serval answers") as caught:
-        camera.open()
-    assert "\n" not in str(caught.value)
+    check_death(lambda: opened(server, cameras), server.end, "Serval", "no Serval answers")
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\n[1]", b"SSH-2.0-x\r\n", b""])
+@pytest.mark.parametrize("answer", STRANGERS)
 def test_what_is_no_serval_is_named(answer: bytes):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            line, _ = listener.accept()
-            with line:
-                line.recv(4096)
-                line.sendall(answer)
-
-        serving = threading.Thread(target=serve)
-        serving.start()
-        camera = ServalCamera(ServalOptions(port=listener.getsockname()[1]))
-        with pytest.raises(NotConnectedError, match="Serval") as caught:
-            camera.open()
-        serving.join()
-    assert "\n" not in str(caught.value)
+    check_stranger(answer, lambda port: ServalCamera(ServalOptions(port=port)).open(), "Serval")
 
 
 def test_doctor_sees_it_come_and_go():
