@@ -53,6 +53,7 @@ class ViewsRestorer(Restorer):
         super().__init__(card, single.device)
         self._single = single
         self.precision = single.precision
+        self.engine = single.engine
 
     def gmac(self, shape: tuple[int, int]) -> float | None:
         """See `Restorer.gmac`: that of the single restorer, once a view."""

@@ -170,6 +170,7 @@ def _stages(
         recorder.close()
     about = {
         "precision": restorer.precision,
+        "engine": restorer.engine,
         "allocations_per_frame": {
             "page_faults": _page_faults(restore),
             "torch_bytes": _torch_bytes(restore),
@@ -263,10 +264,10 @@ def _core_ms(restorers: dict[str, Restorer], size: int) -> dict[str, float]:
     try:
         for turn in range(TURNS + 1):
             for name, restorer in restorers.items():
-                began = time.thread_time()
+                began = time.process_time()
                 restorer.restore(frame, out=out)
                 if turn:
-                    times[name].append(1e3 * (time.thread_time() - began))
+                    times[name].append(1e3 * (time.process_time() - began))
     finally:
         set_arithmetic_threads(before)
     return {name: round(min(found), 2) for name, found in times.items()}

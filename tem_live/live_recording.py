@@ -98,10 +98,17 @@ class LiveRecording:
 def _facts(restorer: Restorer | None) -> dict[str, Any]:
     """What a recording says of the restorer, and what it computes in."""
     if restorer is None:
-        return {"model": "none", "model_sha256": None, "precision": None, "device": None}
+        return {
+            "model": "none",
+            "model_sha256": None,
+            "precision": None,
+            "engine": None,
+            "device": None,
+        }
     return {
         "model": restorer.name,
         "model_sha256": restorer.card.sha256,
         "precision": restorer.precision,
+        "engine": restorer.engine,
         "device": str(restorer.device),
     }

@@ -201,6 +201,7 @@ def _restore(
                 "model": restorer.name,
                 "model_sha256": getattr(getattr(restorer, "card", None), "sha256", None),
                 "precision": getattr(restorer, "precision", None),
+                "engine": getattr(restorer, "engine", None),
                 "counts_per_electron": gain,
                 "counts_per_electron_from": origin,
                 "offset_counts": offset,

@@ -1,5 +1,6 @@
 """8 bit integers: as good as float32, float32 where they are not, and a word where they fail."""
 
+import importlib.util
 import logging
 
 import numpy as np
@@ -20,8 +21,22 @@ def exact():
     return tem_live.load_restorer("fast", device="cpu", precision="float32")
 
 
-@pytest.fixture(scope="module")
-def quick():
+def loaded_without_openvino():
+    with pytest.MonkeyPatch.context() as patch:
+        found = importlib.util.find_spec
+        patch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name, *more: None if name == "openvino" else found(name, *more),
+        )
+        return tem_live.load_restorer("fast", device="cpu")
+
+
+@pytest.fixture(scope="module", params=["torch", "OpenVINO"])
+def quick(request):
+    if request.param == "torch":
+        return loaded_without_openvino()
+    pytest.importorskip("openvino")
     return tem_live.load_restorer("fast", device="cpu")
 
 
@@ -32,8 +47,10 @@ def frames(dose, size=256):
 
 
 @needs_vnni
-def test_auto_takes_integers_where_they_are_fast(quick, exact):
+def test_auto_takes_integers_where_they_are_fast(quick, exact, request):
     assert (quick.precision, exact.precision) == ("int8", "float32")
+    assert quick.engine.partition(" ")[0] == request.node.callspec.params["quick"]
+    assert exact.engine == "torch"
 
 
 @needs_vnni

@@ -858,6 +858,7 @@ def test_a_recording_says_which_model_and_precision_were_at_work(tmp_path: Path)
     recording = read_recording(tmp_path / "run.zarr")
     first, second = recording.attributes["models"]
     assert (first["model"], first["precision"], first["device"]) == ("fast", "float32", "cpu")
+    assert first["engine"] == "torch"
     assert len(first["model_sha256"]) == 64
     assert (second["model"], second["precision"]) == ("none", None)
     assert first["from_frame"] == 0

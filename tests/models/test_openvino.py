@@ -1,0 +1,161 @@
+"""OpenVINO: every kind of frame, however it differs from what the fixed scales were chosen for."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import tem_live
+from tem_live.models import int8, testscenes
+from tem_live.models.network import BLOCK, CONDITIONS, DoseUNet
+
+pytest.importorskip("openvino")
+openvino_network = pytest.importorskip("tem_live.models.openvino_network")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return tem_live.load_restorer("fast", device="cpu", precision="float32")._network
+
+
+class Exact:
+    """The network in float32 that counts how often it was asked."""
+
+    def __init__(self, network):
+        self.network, self.calls = network, 0
+
+    def __call__(self, *inputs):
+        self.calls += 1
+        return self.network(*inputs)
+
+
+@pytest.fixture
+def made(network):
+    exact = Exact(network)
+    with torch.inference_mode():
+        graphs = openvino_network.OpenvinoNetwork(network, lambda: exact)
+    graphs.exact = exact
+    return graphs
+
+
+def inputs(amplitude, fringes=0.0, height=40, width=56):
+    """Blocks of unit noise on a soft structure and on fringes of 4 px, and what describes them."""
+    random = torch.Generator().manual_seed(3)
+    frame = torch.randn(1, 1, BLOCK * height, BLOCK * width, generator=random)
+    y = torch.arange(BLOCK * height)[:, None] / 30.0
+    x = torch.arange(BLOCK * width) / 23.0
+    frame += amplitude * torch.sin(x) * torch.cos(y)
+    frame += fringes * torch.sin(torch.arange(BLOCK * width) * np.pi / 2.0 + 0.4)
+    blocks = torch.nn.functional.pixel_unshuffle(frame - frame.mean(), BLOCK)
+    vector = torch.zeros(1, CONDITIONS)
+    vector[0, 0] = -0.8
+    return blocks, vector
+
+
+def distance(a, b):
+    return float((a - b).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("amplitude", [0.0, 2.0, 10.0, 40.0])
+def test_it_follows_the_contrast_of_the_frame(made, network, amplitude):
+    with torch.inference_mode():
+        blocks, vector = inputs(amplitude)
+        found = made(blocks, vector)
+        # A share of the noise, growing with the largest value that 8 bits have to hold.
+        assert distance(found, network(blocks, vector)) < 0.008 + 0.002 * amplitude
+    assert made.exact.calls == 0
+
+
+@pytest.mark.parametrize(("amplitude", "fringes"), [(300.0, 0.0), (0.0, 30.0)])
+def test_what_fits_no_scale_is_computed_exactly(made, network, amplitude, fringes):
+    with torch.inference_mode():
+        blocks, vector = inputs(amplitude, fringes)
+        found = made(blocks, vector)
+        assert torch.equal(found, network(blocks, vector))
+    assert made.exact.calls == 1
+
+
+def test_scales_that_are_too_small_are_noticed_and_enlarged(made, network):
+    blocks, vector = inputs(2.0)
+    with torch.inference_mode():
+        made._noise_range = {place: 0.45 * reach for place, reach in made._noise_range.items()}
+        made._range_per_contrast = {
+            place: 0.45 * reach for place, reach in made._range_per_contrast.items()
+        }
+        found = made(blocks, vector)
+        assert distance(found, network(blocks, vector)) < 0.02
+    assert len(made._graphs) == 2
+    assert made.exact.calls == 0
+
+
+def test_the_waves_of_a_frame_are_taken_too():
+    torch.manual_seed(1)
+    network = DoseUNet((16, 32), (1, 1), waves=True).eval()
+    with torch.inference_mode():
+        for layer in (network.tail, *(b.second for stage in network.encoders for b in stage)):
+            layer.weight.copy_(0.1 * torch.randn_like(layer.weight))
+        network.tail.bias[BLOCK * BLOCK :] = 1.0
+        graphs = openvino_network.OpenvinoNetwork(network, lambda: network)
+        blocks, vector = inputs(1.0, 1.0)
+        waves = 0.5 * blocks
+        found = graphs.within_scales(blocks, vector, waves)
+        right = network(blocks, vector, waves)
+        assert distance(right, network(blocks, vector, torch.zeros_like(waves))) > 0.3
+        assert distance(found, right) < 0.02
+
+
+def test_threads_share_it(made):
+    pairs = [inputs(amplitude) for amplitude in (0.5, 1.0, 3.0, 6.0)]
+
+    def run(pair):
+        with torch.inference_mode():
+            return made(*pair)
+
+    alone = [run(pair) for pair in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for one, other in zip(alone, pool.map(run, pairs), strict=True):
+                assert torch.equal(one, other)
+
+
+def test_graphs_are_not_kept_without_end(made, monkeypatch):
+    monkeypatch.setattr(openvino_network, "_GRAPHS", 3)
+    with torch.inference_mode():
+        for width in range(8, 48, 8):
+            made(*inputs(1.0, height=16, width=width))
+    assert len(made._graphs) == 3
+
+
+def test_tiles_of_a_frame_need_not_lie_in_one_piece(made, network):
+    blocks, vector = inputs(1.0)
+    with torch.inference_mode():
+        part = blocks.contiguous(memory_format=torch.channels_last)[..., 8:32, 16:48]
+        assert distance(made(part, vector), network(part, vector)) < 0.01
+
+
+@pytest.mark.skipif(not int8.can_multiply_int8(), reason="no 8 bit multiplication")
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda self, *a: (_ for _ in ()).throw(RuntimeError("no such operation")), "no such op"),
+        (lambda self, *a: 0.0 * a[0], "off by"),
+        (lambda self, *a: None, "does not fit"),
+    ],
+)
+def test_where_it_fails_torch_restores_and_says_so(monkeypatch, caplog, fault, said):
+    monkeypatch.setattr(openvino_network.OpenvinoNetwork, "within_scales", fault)
+    with caplog.at_level(logging.WARNING):
+        restorer = tem_live.load_restorer("fast", device="cpu")
+    assert said in caplog.text
+    assert (restorer.engine, restorer.precision) == ("torch", "int8")
+    frame = np.random.default_rng(2).poisson(testscenes.reference_scene("section", 64) * 5.0)
+    assert np.isfinite(restorer.restore(frame)).all()
+
+
+def test_openvino_that_cannot_be_imported_is_no_error(network, monkeypatch, caplog):
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with caplog.at_level(logging.WARNING):
+        assert openvino_network.openvino_network(network, lambda: network) is None
+    assert "OpenVINO is not used" in caplog.text
