@@ -66,8 +66,8 @@ class NumpyBackend:
         self.xp: Any = array_api_compat.numpy
 
     def empty_host(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Zeroed rather than empty, so that the pages exist before the first frame comes."""
-        return np.zeros(shape, dtype)
+        """Written to, so that its pages exist; those of `numpy.zeros` come with the first frame."""
+        return np.full(shape, 0, dtype)
 
     def empty(self, shape: tuple[int, int], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
         """The host array itself."""
@@ -201,8 +201,10 @@ class Slot:
     def __init__(self, backend: Backend, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
         self.host = backend.empty_host(shape, dtype)
         self.raw = backend.empty(shape, dtype, self.host)
-        self.electrons = backend.xp.zeros(shape, dtype=backend.xp.float32)
-        self.restored = backend.xp.zeros(shape, dtype=backend.xp.float32)
+        # Written to as the host's plane is: a slot that is first needed behind a slow disk, after
+        # minutes, must find its memory there.
+        self.electrons = backend.xp.full(shape, 0.0, dtype=backend.xp.float32)
+        self.restored = backend.xp.full(shape, 0.0, dtype=backend.xp.float32)
         self.is_restored = False
         self.holders = 0
 

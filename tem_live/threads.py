@@ -16,6 +16,7 @@ _NICE = 5
 _BELOW_NORMAL = -1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 
 def let_threads_sleep() -> None:
@@ -45,7 +46,11 @@ def keep_memory() -> None:
     A network frees its planes with every frame. The GNU C library hands such pieces back to the
     system, which has to clear each page anew when it is touched: 3700 page faults and 7 ms a frame
     of 512 x 512 were measured, none with this. Up to 1 GiB is kept so until the program ends.
-    Without effect on other systems.
+
+    Threads that begin after this share one heap. Where each has its own, what is small and kept
+    cuts up what is large and free in every one of them, and each grows to the worst its thread has
+    met: from 447 to 455 MB within 150 s at 512 x 512, against 421 to 426 MB within 50 s and no
+    more after that with this. Without effect on other systems.
     """
     if sys.platform != "linux":
         return
@@ -53,6 +58,7 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def stand_back() -> None:

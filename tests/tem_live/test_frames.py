@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -24,6 +27,28 @@ def test_slots_are_given_until_none_is_left():
     assert ring.acquire() is None
     ring.release(first)
     assert ring.acquire() is first
+
+
+PAGES = """
+import resource
+import numpy as np
+from tem_live.frames import FrameRing, NumpyBackend
+ring = FrameRing(NumpyBackend(), 8, (512, 512), np.dtype(np.uint16))
+slots = [ring.acquire() for _ in range(8)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for slot in slots:
+    for plane in (slot.host, slot.electrons, slot.restored):
+        plane.fill(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="counts its page faults")
+def test_memory_of_all_slots_is_there_before_the_first_frame():
+    command = [sys.executable, "-c", PAGES]
+    faults = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    # 5120 pages; a ring that got them as they are needed would grow with the longest wait.
+    assert faults < 100
 
 
 def test_slot_is_free_only_when_the_last_holder_lets_go():

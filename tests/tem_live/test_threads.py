@@ -85,3 +85,37 @@ def test_memory_of_one_frame_is_kept_for_the_next():
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert faults("keep") < 100 < faults("leave")
+
+
+HEAPS = """
+import ctypes, sys, threading
+import numpy as np
+from tem_live.threads import keep_memory
+if sys.argv[1] == "keep":
+    keep_memory()
+meet = threading.Barrier(4)
+def work():
+    meet.wait()
+    np.ones(1 << 20, np.float32)
+    meet.wait()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="of the GNU C library alone")
+def test_threads_share_one_heap(tmp_path):
+    def heaps(how: str) -> int:
+        out = tmp_path / how
+        subprocess.run([sys.executable, "-c", HEAPS, how, str(out)], check=True)
+        return out.read_text().count("<heap ")
+
+    assert heaps("keep") == 1 < heaps("leave")
