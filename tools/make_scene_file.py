@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from imagecodecs import png_encode
 
-from tem_live.drivers.sim_scenes import Motion, Window, make_scene
+from tem_live.drivers.sim_scenes import Motion, make_scene
+from tem_live.drivers.sim_windows import Window
 
 TARGET = Path(__file__).resolve().parent.parent / "models" / "scene_files" / "nanoparticles.png"
 SIDE = 512

@@ -16,7 +16,8 @@ from tem_live.drivers.protocols import (
     HasTruth,
 )
 from tem_live.drivers.sim import Detector, PoissonTable, SimCamera, SimColumn, SimMicroscope
-from tem_live.drivers.sim_scenes import Damage, Lattice, Motion, Window, make_scene
+from tem_live.drivers.sim_scenes import Damage, Lattice, Motion, make_scene
+from tem_live.drivers.sim_windows import Window
 from tem_live.errors import NotConnectedError, OverflowedError, RefusedError
 from tests.drivers.conformance import CameraConformance
 from tests.drivers.sim_bench import SimBench, Stack, assert_mean, assert_variance
