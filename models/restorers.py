@@ -57,7 +57,7 @@ _LEAST_PIXELS = 64 * 64
 # Frames with a mean beyond this are restored at a smaller scale.
 _LARGEST = 1e15
 # Frames of more pixels than this are restored in tiles, to bound the memory.
-_TILE_PX = 3072
+_TILE_PX = 2944
 _HALO_PX = 128
 
 _NONE = ModelCard(
@@ -474,20 +474,17 @@ class _NetworkRestorer(Restorer):
         import torch
 
         from tem_live.models.network import BLOCK
+        from tem_live.models.tiles import cuts
 
         step = self._network.multiple // BLOCK
-        core = max(_TILE_PX // BLOCK // step, 1) * step
-        halo = max(_HALO_PX // BLOCK // step, 1) * step
+        tile, halo = (max(px // BLOCK // step, 1) * step for px in (_TILE_PX, _HALO_PX))
         result = torch.empty_like(parts[0])
-        height, width = result.shape[-2:]
-        for y in range(0, height, core):
-            for x in range(0, width, core):
-                y0, x0 = max(y - halo, 0), max(x - halo, 0)
-                y1, x1 = min(y + core + halo, height), min(x + core + halo, width)
-                frame, *waves = (part[..., y0:y1, x0:x1] for part in parts)
-                tile = self._run(frame, vector, *waves)
-                ye, xe = min(y + core, height), min(x + core, width)
-                result[..., y:ye, x:xe] = tile[..., y - y0 : ye - y0, x - x0 : xe - x0]
+        rows, columns = (cuts(side, tile, halo, step) for side in result.shape[-2:])
+        for y in rows:
+            for x in columns:
+                frame, *waves = (part[..., y.whole, x.whole] for part in parts)
+                restored = self._run(frame, vector, *waves)
+                result[..., y.kept, x.kept] = restored[..., y.middle, x.middle]
         return result
 
 

@@ -6,12 +6,73 @@ This module imports torch; import it lazily.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["run_tiled"]
+__all__ = ["Cut", "cuts", "run_tiled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A tile along one axis: it reaches from `start` to `stop`, and `first` to `last` are kept."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    @property
+    def whole(self) -> slice:
+        """What goes in."""
+        return slice(self.start, self.stop)
+
+    @property
+    def kept(self) -> slice:
+        """What of the frame comes out."""
+        return slice(self.first, self.last)
+
+    @property
+    def middle(self) -> slice:
+        """The same, counted from the beginning of the tile."""
+        return slice(self.first - self.start, self.last - self.start)
+
+
+def cuts(length: int, tile: int, halo: int, multiple: int) -> list[Cut]:
+    """Cut an axis into tiles of one length, as few as may be.
+
+    Networks are prepared for each shape, and the time per pixel should not jump with the size of
+    the frame: so no tile is smaller than the others.
+
+    Parameters
+    ----------
+    length : int
+        Of the axis, a multiple of `multiple`.
+    tile : int
+        Largest length of a tile with its halos.
+    halo : int
+        What a tile overlaps the kept part of its neighbour by; smaller than half of `tile`.
+    multiple : int
+        Of which starts and lengths are multiples.
+
+    Returns
+    -------
+    list of Cut
+        Their kept parts follow one another and cover the axis.
+    """
+    if length <= tile:
+        return [Cut(0, length, 0, length)]
+    count = -(-(length - 2 * halo) // (tile - 2 * halo))
+    size = -(-(length + 2 * halo * (count - 1)) // (count * multiple)) * multiple
+    starts = [min(i * (size - 2 * halo), length - size) for i in range(count)]
+    edges = [0, *(start + halo for start in starts[1:]), length]
+    return [
+        Cut(start, start + size, first, last)
+        for start, (first, last) in zip(starts, pairwise(edges), strict=True)
+    ]
 
 
 def run_tiled(
@@ -34,8 +95,8 @@ def run_tiled(
     multiple : int
         The network's step, in pixels.
     tile_px, halo_px : int
-        Frames with more than `tile_px` a side are cut into such tiles, which overlap by `halo_px`
-        on every side and keep their middle. Both are multiples of `multiple`.
+        Frames with more than `tile_px` a side are cut into tiles of at most that size, which overlap
+        the kept parts of their neighbours by `halo_px`. Both are multiples of `multiple`.
 
     Returns
     -------
@@ -47,13 +108,11 @@ def run_tiled(
     if max(whole.shape[-2:]) <= tile_px:
         return network(whole)[0, 0, :height, :width]
     result = torch.empty_like(whole)
-    rows, columns = whole.shape[-2:]
-    for y in range(0, rows, tile_px):
-        for x in range(0, columns, tile_px):
-            y0, x0 = max(y - halo_px, 0), max(x - halo_px, 0)
-            y1, x1 = min(y + tile_px, rows), min(x + tile_px, columns)
-            tile = network(whole[..., y0 : y1 + halo_px, x0 : x1 + halo_px])
-            result[..., y:y1, x:x1] = tile[..., y - y0 : y1 - y0, x - x0 : x1 - x0]
+    rows, columns = (cuts(side, tile_px, halo_px, multiple) for side in whole.shape[-2:])
+    for y in rows:
+        for x in columns:
+            tile = network(whole[..., y.whole, x.whole])
+            result[..., y.kept, x.kept] = tile[..., y.middle, x.middle]
     return result[0, 0, :height, :width]
 
 
