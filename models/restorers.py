@@ -57,7 +57,7 @@ _LEAST_PIXELS = 64 * 64
 # Frames with a mean beyond this are restored at a smaller scale.
 _LARGEST = 1e15
 # Frames of more pixels than this are restored in tiles, to bound the memory.
-_TILE_PX = 2944
+_TILE_PX = 2240
 _HALO_PX = 128
 
 _NONE = ModelCard(
