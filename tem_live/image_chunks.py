@@ -6,7 +6,9 @@ whole or absent. zarr-python takes twice as long, see ADR 2; what it reads is th
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +79,14 @@ class ImageWriter:
         if index >= self._array.shape[0]:
             self.resize(self._array.shape[0] + max(_BLOCK, self._array.shape[0] // 4))
         data = self._blosc.encode(np.ascontiguousarray(frame, dtype=self._dtype))
-        target = self.folder / self._array.metadata.encode_chunk_key((index, 0, 0))
-        for folder in (target.parent.parent, target.parent):
+        key = self._array.metadata.encode_chunk_key((index, 0, 0))
+        # As text: a Path interns each part of its name, which Python 3.12 never lets go of.
+        target = f"{self.folder}/{key}"
+        inner = target.rpartition("/")[0]
+        for folder in (inner.rpartition("/")[0], inner):
             # Without its parents: a recording that was removed does not come back in parts.
-            folder.mkdir(exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)  # noqa: PTH102
         write_whole(target, data, _checksum(data))
 
     def resize(self, frames: int) -> None:
@@ -89,7 +95,7 @@ class ImageWriter:
             self._array.resize((frames, *self._array.shape[1:]))
 
 
-def write_whole(target: Path, *parts: bytes) -> None:
+def write_whole(target: str | os.PathLike[str], *parts: bytes) -> None:
     """Write a file so that it is there as a whole or not at all.
 
     Raises
@@ -97,16 +103,17 @@ def write_whole(target: Path, *parts: bytes) -> None:
     OSError
         The disk is full or broken; nothing is left at ``target``.
     """
-    part = target.with_name(target.name + _PART)
+    part = os.fspath(target) + _PART
     try:
-        with part.open("wb", buffering=0) as file:
+        with open(part, "wb", buffering=0) as file:  # noqa: PTH123
             for data in parts:
                 left = memoryview(data)
                 while left:
                     left = left[file.write(left) :]
-        part.replace(target)
+        os.replace(part, target)  # noqa: PTH105
     except OSError:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)  # noqa: PTH108
         raise
 
 

@@ -521,3 +521,24 @@ def test_what_is_no_recording(
     with pytest.raises(InputError, match="thing") as error:
         use(path)
     assert "\n" not in str(error.value)
+
+
+def test_no_name_of_a_frame_is_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interned = []
+
+    def intern(text: str) -> str:
+        interned.append(text)
+        return text
+
+    with Recorder(tmp_path / "run.zarr", {}) as recorder:
+        recorder.start((16, 16), np.uint16, None, 0.05)
+        recorder.write_raw(0, np.zeros((16, 16), np.uint16), {})
+        recorder.write_restored(0, np.zeros((16, 16), np.float32))
+        monkeypatch.setattr(sys, "intern", intern)
+        for frame_id in range(1, 250):
+            recorder.write_raw(frame_id, np.zeros((16, 16), np.uint16), {})
+            recorder.write_restored(frame_id, np.zeros((16, 16), np.float32))
+        monkeypatch.undo()
+    assert len(set(interned)) < 100
