@@ -65,7 +65,7 @@ from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
 from tem_live.profiles import Profile, load_profile
 from tem_live.raw_frames import each_raw, mean_counts
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
-from tem_live.threads import let_threads_sleep
+from tem_live.threads import keep_memory, let_threads_sleep
 from tem_live.view import View
 from tem_live.whereabouts import Field, Whereabouts
 
@@ -143,6 +143,8 @@ class Session:
 
     def __init__(self, profile: Profile) -> None:
         let_threads_sleep()
+        # Before the restorer is made, whose engine may begin threads.
+        keep_memory()
         self.profile = profile
         self._lock = threading.RLock()
         self._closed = False
