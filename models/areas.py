@@ -50,8 +50,8 @@ def area_part(residual: Tensor) -> Tensor | None:
     if rows * columns < _FEWEST:
         return None
     pixels = float(_AREA_PX**2)
-    mean = cell_sums(residual, None, _AREA_PX)[:rows, :columns] / pixels
-    square = cell_sums(residual, residual, _AREA_PX)[:rows, :columns] / pixels
+    sums = cell_sums([(residual, None), (residual, residual)], _AREA_PX)
+    mean, square = sums[:, :rows, :columns] / pixels
     variance = square.sub_(mean.square()).div_(pixels).clamp_min_(1e-12)
     deviation = mean.square().div_(variance)
     tied = (deviation.median() / _MEDIAN**2).clamp_min_(1.0)
@@ -60,8 +60,8 @@ def area_part(residual: Tensor) -> Tensor | None:
         return None
     # Less than an area at the lower and right border has the level beside it.
     mean = functional.pad(mean.mul_(sure)[None, None], (0, 1, 0, 1), mode="replicate")[0, 0]
-    level = Enlarged(mean, _AREA_PX, width)
+    level = Enlarged(mean[None], _AREA_PX, width)
     part = torch.empty((height, width), device=residual.device)
     for strip in strips(height, width, residual.device, _AREA_PX):
-        part[strip] = level.rows(strip)
+        part[strip] = level.rows(strip)[0]
     return part

@@ -241,42 +241,40 @@ class _GaussianRestorer(Restorer):
         torch.add(blurred, mean - blurred.mean(), out=out)
 
 
-def _with_what_is_left(
-    frame: torch.Tensor, image: torch.Tensor, level: float
-) -> tuple[torch.Tensor, float]:
+def _add_what_is_left(image: torch.Tensor, residual: torch.Tensor, level: float) -> float:
     """Add to a restored image what the residual shows beyond doubt to be missing.
 
     Parameters
     ----------
-    frame, image : Tensor
-        float32 (H, W), the frame and what the network made of it, without the frame's mean and in
-        units of the noise. Both are written to.
+    image, residual : Tensor
+        float32 (H, W), what the network made of a frame without the frame's mean, and the frame
+        less that, in units of the noise. Bragg peaks and levels of areas that the network lost are
+        moved from the residual to the image.
     level : float
         That mean, in the same unit.
 
     Returns
     -------
-    image : Tensor
-        With Bragg peaks and levels of areas that the network lost.
-    left : float
+    float
         To be added everywhere, so that the mean is that of the frame without hits.
     """
     from tem_live.models.areas import area_part
     from tem_live.models.spectrum import bragg_part
 
-    residual = frame.sub_(image)
     pixels = residual.numel()
     periodic = bragg_part(residual)
     if periodic is not None:
-        image, residual = image.add_(periodic), residual.sub_(periodic)
+        image += periodic
+        residual -= periodic
     hits = _hits(residual, image, level)
     if hits is not None:
         residual.masked_fill_(hits, 0.0)
         pixels -= int(hits.sum())
     uneven = area_part(residual)
     if uneven is not None:
-        image, residual = image.add_(uneven), residual.sub_(uneven)
-    return image, float(residual.sum()) / pixels
+        image += uneven
+        residual -= uneven
+    return float(residual.sum()) / pixels
 
 
 def _hits(residual: torch.Tensor, image: torch.Tensor, level: float) -> torch.Tensor | None:
@@ -366,7 +364,7 @@ class _NetworkRestorer(Restorer):
         height, width = (-(-side // step) * step // BLOCK for side in shape)
         with torch.device("meta"):
             net = self._network
-            twin = DoseUNet(net.widths, net.blocks, net.waves)
+            twin = DoseUNet(net.widths, net.blocks, net.waves, net.middles)
             # Two frames: for a single one the layers are passed by, see `network._Block`.
             blocks = torch.empty(2, BLOCK * BLOCK, height, width)
             waves = [blocks] if net.waves else []
@@ -381,8 +379,7 @@ class _NetworkRestorer(Restorer):
 
         height, width = frame.shape
         padded = self._fit(frame)
-        blocks = blocks_of(padded)
-        sigma, vector = self._noise(blocks, mean)
+        blocks, sigma, vector = self._blocks_and_noise(padded, mean)
         if sigma == 0.0 and bool((frame == frame.flatten()[0]).all()):
             out.copy_(frame)
             return
@@ -402,30 +399,34 @@ class _NetworkRestorer(Restorer):
             out.copy_(frame)
             return
         # A lattice beyond doubt: the network restores what else there is.
-        rest = in_units_of(frame, mean, sigma)
+        rest = torch.empty((height, width), device=frame.device)
+        in_units_of(frame, mean, sigma, out=rest)
         lattice = lattice_part(rest)
         if lattice is not None:
             lattice = lattice.sub_(lattice.mean()).mul_(sigma)
             torch.sub(frame, lattice, out=rest)
             padded = self._fit(rest)
-            blocks = blocks_of(padded)
-            sigma, vector = self._noise(blocks, mean)
+            blocks, sigma, vector = self._blocks_and_noise(padded, mean)
             if sigma == 0.0:
                 out.copy_(frame)
                 return
-        parts = [blocks.sub_(mean).div_(sigma)]
+        in_units_of(blocks, mean, sigma, out=blocks)
+        parts = [blocks]
         if self._network.waves:
-            parts.append(blocks_of(lattice_waves(in_units_of(padded, mean, sigma)[None])[0]))
+            units = torch.empty_like(padded)
+            in_units_of(padded, mean, sigma, out=units)
+            parts.append(blocks_of(lattice_waves(units[None])[0]))
         if lattice is not None:
             in_units_of(rest, mean, sigma, out=rest)
         if max(height, width) > _TILE_PX:
             restored = self._tiled(parts, vector)
         else:
             restored = self._run(blocks, vector, *parts[1:])
-        image = image_of(restored)[:height, :width]
-        image, left = _with_what_is_left(rest, image, mean / sigma)
-        level = torch.full((), mean + sigma * left, device=out.device)
-        torch.add(level, image, alpha=sigma, out=out)
+        image = image_of(restored, rest)
+        # Planes of a large frame are not kept for longer than they are needed.
+        del padded, blocks, parts, restored
+        left = _add_what_is_left(image, rest, mean / sigma)
+        torch.add(torch.tensor(mean + sigma * left), image, alpha=sigma, out=out)
         if lattice is not None:
             out += lattice
 
@@ -437,15 +438,17 @@ class _NetworkRestorer(Restorer):
             return frame
         return _pad(frame[None, None], 0, bottom, 0, right)[0, 0]
 
-    def _noise(self, blocks: torch.Tensor, mean: float) -> tuple[float, torch.Tensor]:
+    def _blocks_and_noise(
+        self, frame: torch.Tensor, mean: float
+    ) -> tuple[torch.Tensor, float, torch.Tensor]:
         import torch
 
         from tem_live.models.network import conditions
-        from tem_live.models.planes import block_bands
+        from tem_live.models.planes import measured_blocks
 
-        bands = block_bands(blocks, self._network.hadamard)
-        sigma, vector = conditions(bands, torch.full((1,), mean, device=blocks.device))
-        return float(sigma), vector
+        blocks, bands = measured_blocks(frame, self._network.hadamard)
+        sigma, vector = conditions(bands, torch.full((1,), mean, device=frame.device))
+        return blocks, float(sigma), vector
 
     def _restore_binned(
         self, frame: torch.Tensor, mean: float, factor: int, out: torch.Tensor
@@ -760,7 +763,8 @@ def _make_network(card: ModelCard) -> torch.nn.Module:
 
     shape = card.architecture
     widths, depths = cast("list[int]", shape["widths"]), cast("list[int]", shape["blocks"])
-    return DoseUNet(widths, depths, bool(shape.get("waves", False)))
+    middles = cast("list[int]", shape.get("middles", []))
+    return DoseUNet(widths, depths, bool(shape.get("waves", False)), middles)
 
 
 def _make_restorer(card: ModelCard, device: str, network: Any, precision: Precision) -> Restorer:

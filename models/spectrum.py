@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tem_live.models.planes import Enlarged, add_cells, cell_sums, pixels_in_cells, strips
+from tem_live.models.planes import (
+    Enlarged,
+    add_cells,
+    cell_sums,
+    continued,
+    pixels_in_cells,
+    strips,
+)
 
 __all__ = ["bragg_part", "lattice_part"]
 
@@ -121,10 +128,13 @@ def _is_whole(spectrum: Tensor, part: Tensor) -> bool:
     """
     taken = torch.fft.rfft2(part, norm="ortho")
     power = _power(taken)
-    beside = _within_two(_within_two(power > _STRONG * power.amax())).flatten().nonzero()[:, 0]
-    power = power.flatten()[beside]
-    left = _power(spectrum.flatten()[beside] - taken.flatten()[beside]).sum() - len(beside)
-    return bool(left < _LEFT * power.sum())
+    strongest = power.amax(dim=0)
+    least = _STRONG * strongest.amax()
+    columns = _columns_around((strongest > least).nonzero(), 4, power.shape[1])
+    power, taken = (part.index_select(1, columns) for part in (power, taken))
+    beside = _within_two(_within_two(power > least))
+    missing = _power(spectrum.index_select(1, columns).sub_(taken)).sub_(1.0)
+    return bool((missing * beside).sum() < _LEFT * (power * beside).sum())
 
 
 def _power(spectrum: Tensor) -> Tensor:
@@ -151,36 +161,47 @@ def _standing_out(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Ten
     if min(height, width) < _SMALLEST_PX:
         return None
     spectrum = torch.fft.rfft2(image, norm="ortho")
-    log, down, across = _log_power(spectrum)
+    log, down, across, largest = _log_power(spectrum)
     ground = _Ground(down, across, longest_px, width)
-    # Most frames have nothing: the whole excess is computed for the others only.
+    columns = log.shape[1]
+    if image.device.type == "cpu":
+        # The last column that can hold anything, by the level under which none of the ground is.
+        # Mostly it is one of the first few. A GPU has looked at all of them before it has said so.
+        found = (largest > ground.least + math.log(_SURE)).nonzero()
+        columns = max(ground.slow, int(found[-1]) + 1 if len(found) else 0)
     strongest = [
-        ground.taken_from(log, rows).amax(dim=1) for rows in strips(*log.shape, log.device)
+        ground.taken_from(log, rows, columns).amax(dim=1)
+        for rows in strips(height, columns, log.device)
     ]
     candidates = (torch.cat(strongest) > math.log(_SURE)).nonzero()[:, 0]
     if not len(candidates):
         return None
-    excess = ground.taken_from(log, slice(0, height))
+    excess = ground.taken_from(log, slice(0, height), log.shape[1])
     _sharp_on_the_axes(excess, log, width)
-    places = (excess[candidates] > math.log(_SURE)).nonzero()
+    places = (excess.index_select(0, candidates) > math.log(_SURE)).nonzero()
     if not len(places):
         return None
     places[:, 0] = candidates[places[:, 0]]
     return spectrum, log, excess, places
 
 
-def _log_power(spectrum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logarithm of the power, (H, C), and its means along the rows, (H,), and columns, (C,)."""
+def _log_power(spectrum: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logarithm of the power, (H, C).
+
+    And its means along the rows, (H,), and the columns, (C,), and its largest of each column.
+    """
     height, columns = spectrum.shape
     log = torch.empty((height, columns), device=spectrum.device)
     down, across = log.new_empty(height), log.new_zeros(columns)
-    for rows in strips(height, columns, spectrum.device):
+    largest = log.new_full((columns,), -math.inf)
+    for rows in strips(height, 2 * columns, spectrum.device):
         squares = torch.view_as_real(spectrum[rows]).square()
         part = torch.add(squares[..., 0], squares[..., 1], out=log[rows])
         part.clamp_min_(1e-12).log_()
         across += part.sum(dim=0)
+        torch.maximum(largest, part.amax(dim=0), out=largest)
         torch.mean(part, dim=1, out=down[rows])
-    return log, down, across.div_(height)
+    return log, down, across.div_(height), largest
 
 
 class _Ground:
@@ -191,32 +212,53 @@ class _Ground:
         # The largest of three: down + across - mean, down and across; and never under the half.
         self._down = (down + _EULER)[:, None]
         self._rise = (across - across.mean()).clamp_min_(0.0)
-        self._least = (across + _EULER).clamp_min_(math.log(0.5))
-        self._fy = torch.fft.fftfreq(len(down), device=device).square_()[:, None]
-        self._fx = torch.fft.rfftfreq(width, device=device).square_()[: int(width / longest_px) + 2]
-        self._slowest = longest_px**-2
+        self.least = (across + _EULER).clamp_min_(math.log(0.5))
+        """Under this it is nowhere in a column."""
+        self.slow = min(int(width / longest_px) + 2, len(across))
+        """So many columns, the first ones, hold periods that are too long to count."""
+        fy = torch.fft.fftfreq(len(down), device=device)[:, None]
+        fx = torch.fft.rfftfreq(width, device=device)[: self.slow]
+        self._too_long = fy.square_() + fx.square_() <= longest_px**-2
 
-    def taken_from(self, log: Tensor, rows: slice) -> Tensor:
-        """Logarithm of the power over that of the noise, -inf for longer periods; in new memory."""
-        floor = torch.add(self._down[rows], self._rise)
-        torch.maximum(floor, self._least, out=floor)
-        excess = torch.sub(log[rows], floor, out=floor)
-        slow = excess[:, : len(self._fx)]
-        slow.masked_fill_(self._fy[rows] + self._fx <= self._slowest, -math.inf)
+    def taken_from(self, log: Tensor, rows: slice, columns: int) -> Tensor:
+        """Logarithm of the power over that of the noise in the first columns, in new memory.
+
+        For periods that are too long it is -inf.
+        """
+        floor = torch.add(self._down[rows], self._rise[:columns])
+        torch.maximum(floor, self.least[:columns], out=floor)
+        excess = torch.sub(log[rows, :columns], floor, out=floor)
+        excess[:, : self.slow].masked_fill_(self._too_long[rows], -math.inf)
         return excess
 
 
 def _waves(image: Tensor, spectrum: Tensor, excess: Tensor, peaks: Tensor) -> Tensor:
     """The peaks (n, 2) with their flanks, transformed back, where the image contains them."""
-    mask = torch.zeros(excess.shape, dtype=torch.bool, device=excess.device)
-    mask[peaks[:, 0], peaks[:, 1]] = True
-    around = _within_two(mask).flatten().nonzero()[:, 0]
-    keep = excess.flatten()[around] > math.log(_BESIDE)
-    kept = torch.where(keep, spectrum.flatten()[around], 0.0)
-    spectrum = torch.zeros_like(spectrum)
-    spectrum.view(-1)[around] = kept
-    waves = torch.fft.irfft2(spectrum, s=image.shape, norm="ortho")
+    height, width = image.shape
+    # Only a few columns hold anything.
+    columns = _columns_around(peaks[:, 1:], 2, excess.shape[1])
+    place = torch.zeros(excess.shape[1], dtype=torch.int64, device=image.device)
+    place[columns] = torch.arange(len(columns), device=image.device)
+    keep = torch.zeros((height, len(columns)), dtype=torch.bool, device=image.device)
+    keep[peaks[:, 0], place[peaks[:, 1]]] = True
+    keep = _within_two(keep).logical_and_(excess.index_select(1, columns) > math.log(_BESIDE))
+    kept = spectrum.index_select(1, columns).masked_fill_(keep.logical_not_(), 0.0)
+    kept = torch.fft.ifft(kept, dim=0, norm="ortho")
+    waves = torch.empty((height, width), device=image.device)
+    whole = torch.zeros_like(spectrum[next(strips(height, width, image.device))])
+    for rows in strips(height, width, image.device):
+        whole[: rows.stop - rows.start, columns] = kept[rows]
+        lines = whole[: rows.stop - rows.start]
+        waves[rows] = torch.fft.irfft(lines, n=width, dim=1, norm="ortho")
     return _where_they_are(image, waves)
+
+
+def _columns_around(columns: Tensor, reach: int, count: int) -> Tensor:
+    """These of `count` columns (n, 1), and those within `reach` of them, in order and once."""
+    steps = torch.arange(-reach, reach + 1, device=columns.device)
+    found = torch.zeros(count, dtype=torch.bool, device=columns.device)
+    found[(columns + steps).clamp_(0, count - 1)] = True
+    return found.nonzero()[:, 0]
 
 
 def _over_surroundings(log: Tensor, places: Tensor) -> Tensor:
@@ -229,7 +271,8 @@ def _over_surroundings(log: Tensor, places: Tensor) -> Tensor:
     turned = (below | beyond)[:, None, :]
     x = torch.where(below, -x, torch.where(beyond, 2 * (columns - 1) - x, x)).clamp_(0, columns - 1)
     here, there = (y % height * columns)[:, :, None], (-y % height * columns)[:, :, None]
-    around = log.flatten()[torch.where(turned, there, here) + x[:, None, :]]
+    flat = torch.where(turned, there, here).add_(x[:, None, :])
+    around = log.flatten().index_select(0, flat.flatten()).view(flat.shape)
     core = slice(_AROUND - _CORE, _AROUND + _CORE + 1)
     ring = around.sum(dim=(1, 2)) - around[:, core, core].sum(dim=(1, 2))
     floor = ring / ((2 * _AROUND + 1) ** 2 - (2 * _CORE + 1) ** 2)
@@ -301,35 +344,35 @@ def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
     they differ from it by more than their own standard error.
     """
     height, width = waves.shape
-    (smallest_px, _), (largest_px, _) = _CELLS[-1], _CELLS[0]
-    sums = [cell_sums(first, waves, smallest_px) for first in (waves, image)]
-    fields = []
-    for cell_px, doubt in _CELLS:
-        more = cell_px // smallest_px
-        weight, product = (add_cells(part, more, more) for part in sums)
-        pixels = pixels_in_cells(height, width, cell_px, waves.device)
-        weight = _three_by_three(weight.div_(pixels)).clamp_min_(1e-9)
-        amplitude = _three_by_three(product.div_(pixels)).div_(weight).clamp_(0.0, _MOST)
-        variance = doubt / (weight * (3 * cell_px) ** 2)
-        fields.append([Enlarged(cells, cell_px, width) for cells in (amplitude, variance)])
-    for rows in strips(height, width, waves.device, largest_px):
-        amplitude = None
-        for local, variance in fields:
-            difference = local.rows(rows).sub_(1.0 if amplitude is None else amplitude)
-            square = difference.square()
-            spread = variance.rows(rows).add_(square)
-            square *= difference
-            if amplitude is None:
-                amplitude = square.div_(spread).add_(1.0)
-            else:
-                amplitude.addcdiv_(square, spread)
-        waves[rows] *= amplitude
+    fields, last_px = [], 1
+    for cell_px, doubt in reversed(_CELLS):
+        if last_px == 1:
+            sums = cell_sums([(waves, waves), (image, waves)], cell_px)
+        else:
+            sums = add_cells(sums, cell_px // last_px)
+        means = _three_by_three(sums / pixels_in_cells(height, width, cell_px, waves.device))
+        weight, amplitude = means[0].clamp_min_(1e-9), means[1]
+        amplitude.div_(weight).clamp_(0.0, _MOST)
+        # In the place of the weight: the variance of the amplitude.
+        weight.reciprocal_().mul_(doubt / (3 * cell_px) ** 2)
+        fields.insert(0, Enlarged(means, cell_px, width))
+        last_px = cell_px
+    for rows in strips(height, width, waves.device, last_px):
+        believed: Tensor | float = 1.0
+        for field in fields:
+            variance, local = field.rows(rows)
+            difference = local - believed
+            rest = difference * variance
+            # believed + difference * square / (square + variance), with fewer steps
+            variance.addcmul_(difference, difference)
+            believed = local.addcdiv_(rest, variance, value=-1.0)
+        waves[rows] *= believed
     return waves
 
 
 def _three_by_three(cells: Tensor) -> Tensor:
-    """Mean of each cell (h, w) and those around it, which at the border are the outermost."""
-    rows = torch.cat([cells[:1], cells, cells[-1:]])
-    rows = rows[:-2] + rows[1:-1] + rows[2:]
-    both = torch.cat([rows[:, :1], rows, rows[:, -1:]], dim=1)
-    return (both[:, :-2] + both[:, 1:-1]).add_(both[:, 2:]).div_(9.0)
+    """Mean of each cell (n, h, w) and those around it, which at the border are the outermost."""
+    rows = continued(cells)
+    rows = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    both = torch.cat([rows[..., :1], rows, rows[..., -1:]], dim=2)
+    return (both[..., :-2] + both[..., 1:-1]).add_(both[..., 2:]).div_(9.0)
