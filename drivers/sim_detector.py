@@ -8,6 +8,8 @@ clipping.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 from scipy import special
@@ -17,6 +19,17 @@ from tem_live.drivers.sim_chance import poisson_table, spread_energies
 from tem_live.drivers.sim_options import SimCameraOptions
 from tem_live.drivers.sim_readout import read_out
 from tem_live.drivers.sim_windows import Plane, bands
+
+
+class _Region(NamedTuple):
+    """What a region of the sensor has of its own; places are indices, (y, x)."""
+
+    roi: Roi
+    gain_middle: Plane
+    dead: tuple[npt.NDArray[np.int64], ...]
+    hot: tuple[npt.NDArray[np.int64], ...]
+    hot_gain: npt.NDArray[np.float32]
+    hot_e_per_s: npt.NDArray[np.float64]
 
 
 class Detector:
@@ -49,6 +62,7 @@ class Detector:
         # The middle of the blur, in both directions, is multiplied together with the gain.
         self._middle = self.kernel[self.margin] ** 2
         self._gain_middle = self._gain * self._middle
+        self._region: _Region | None = None
 
     def blurred(self, plane: Plane) -> Plane:
         """The detector's blur of a plane that has `margin` more pixels on each side."""
@@ -105,13 +119,12 @@ class Detector:
         electrons = poisson_table().draw(expected, rng, out=expected)
         if options.energy_spread:
             electrons = spread_energies(electrons, options.energy_spread, rng)
-        top, left, height, width = state.roi
-        region = slice(top, top + height), slice(left, left + width)
-        signal = self._blurred_times(electrons, self._gain_middle[region])
-        signal[tuple(self._inside(self.dead, state.roi).T)] = 0
-        hot = tuple(self._inside(self.hot, state.roi).T)
-        dark = rng.poisson(self._hot_e_per_s[within(self.hot, state.roi)] * state.exposure_s)
-        signal[hot] += self._gain[region][hot] * dark
+        if self._region is None or self._region.roi != state.roi:
+            self._region = self._region_of(state.roi)
+        region = self._region
+        signal = self._blurred_times(electrons, region.gain_middle)
+        signal[region.dead] = 0
+        signal[region.hot] += region.hot_gain * rng.poisson(region.hot_e_per_s * state.exposure_s)
         counts = binned(signal, binning)
         # From here on in counts of a pixel as binned. The sum of independent normal terms is
         # normal: binning turns sigma into binning * sigma.
@@ -119,7 +132,7 @@ class Detector:
         dark_e_per_px = binning * binning * options.dark_e_per_px_s * state.exposure_s
         add_evenly(counts, gain, dark_e_per_px, rng)
         if lit and options.xrays_per_frame:
-            share = height * width / (options.sensor_height_px * options.sensor_width_px)
+            share = signal.size / (options.sensor_height_px * options.sensor_width_px)
             hits = rng.poisson(options.xrays_per_frame * share)
             where = rng.integers(0, counts.size, hits)
             np.add.at(counts.reshape(-1), where, gain * options.xray_e * rng.exponential(1, hits))
@@ -132,18 +145,26 @@ class Detector:
             out,
         )
 
-    @staticmethod
-    def _inside(places: npt.NDArray[np.int64], roi: Roi) -> npt.NDArray[np.int64]:
-        inside: npt.NDArray[np.int64] = places[within(places, roi)] - np.array(roi[:2])
-        return inside
+    def _region_of(self, roi: Roi) -> _Region:
+        top, left, height, width = roi
 
+        def within(places: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+            y, x = places[:, 0] - top, places[:, 1] - left
+            inside: npt.NDArray[np.bool_] = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            return inside
 
-def within(places: npt.NDArray[np.int64], roi: Roi) -> npt.NDArray[np.bool_]:
-    """Which of the places, (N, 2) as (y, x), are in a region."""
-    top, left, height, width = roi
-    y, x = places[:, 0] - top, places[:, 1] - left
-    inside: npt.NDArray[np.bool_] = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    return inside
+        hot, dead = (
+            tuple((places[within(places)] - (top, left)).T) for places in (self.hot, self.dead)
+        )
+        part = slice(top, top + height), slice(left, left + width)
+        return _Region(
+            roi,
+            self._gain_middle[part],
+            dead,
+            hot,
+            self._gain[part][hot],
+            self._hot_e_per_s[within(self.hot)],
+        )
 
 
 def add_evenly(

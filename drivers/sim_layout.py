@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from tem_live.drivers.sim_windows import Plane, Window, add_patch
+from tem_live.drivers.sim_windows import Plane, Window, overlaps
 
 
 class Stamps:
-    """Particles of a few kinds, to be added to a plane at parts of a pixel.
+    """Particles of a few kinds, which darken a plane at parts of a pixel.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class Stamps:
         self._steps = np.array([len(phases) for phases in self._phases]).reshape(-1, 1)
         self._half = np.array([p[0][0].shape[0] // 2 for p in self._phases]).reshape(-1, 1)
 
-    def add_to(
+    def darken(
         self,
         plane: Plane,
         window: Window,
@@ -39,7 +39,7 @@ class Stamps:
         centers_px: npt.NDArray[np.float64],
         weights: npt.NDArray[np.float64],
     ) -> None:
-        """Add the depth of all particles.
+        """Multiply by what all particles let through.
 
         Parameters
         ----------
@@ -52,15 +52,33 @@ class Stamps:
         centers_px : ndarray
             (N, 2), centres as (y, x) in pixels of the field, rounded to the phases there are.
         weights : ndarray
-            (N,), with which the depths are multiplied.
+            (N,), with which the optical depths are multiplied.
         """
         pixels, phases = np.divmod(np.rint(centers_px * self._steps).astype(int), self._steps)
-        corners = (pixels - self._half).tolist()
-        factors = weights.astype(np.float32)
-        for of, (py, px), (top, left), factor in zip(
-            self._phases, phases.tolist(), corners, factors, strict=True
+        corners = pixels - self._half - window[:2]
+        periods, sizes = np.array(field), 2 * self._half + 1
+        first = corners % periods
+        # Most lie within the window as one piece, with no other image in it.
+        whole = (first + sizes <= np.minimum(window[2:], periods)) & (first + periods >= window[2:])
+        factors = -weights.astype(np.float32)
+        for of, (py, px), (y, x), at_once, factor in zip(
+            self._phases,
+            phases.tolist(),
+            first.tolist(),
+            whole.all(axis=1).tolist(),
+            factors,
+            strict=True,
         ):
-            add_patch(plane, window, field, of[py][px] * factor, top, left)
+            patch = of[py][px] * factor
+            np.exp(patch, out=patch)
+            if at_once:
+                size = patch.shape[0]
+                under = plane[y : y + size, x : x + size]
+                np.multiply(under, patch, out=under)
+                continue
+            for to_y, from_y in overlaps(y, patch.shape[0], 0, window.height, field[0]):
+                for to_x, from_x in overlaps(x, patch.shape[1], 0, window.width, field[1]):
+                    plane[to_y, to_x] *= patch[from_y, from_x]
 
 
 def particle_stamp(
@@ -105,7 +123,12 @@ def particle_stamp(
         mean = part.reshape(size, steps, size, steps).mean(axis=(1, 3))
         return np.ascontiguousarray(mean, np.float32)
 
-    return [[at(i, j) for j in range(steps)] for i in range(steps)]
+    phases = [[at(i, j) for j in range(steps)] for i in range(steps)]
+    # What changes nothing is cut off.
+    seen = np.argwhere(np.abs(phases).max(axis=(0, 1)) > 1e-4)
+    reach = int(np.abs(seen - half).max(initial=0))
+    middle = slice(half - reach, half + reach + 1)
+    return [[np.ascontiguousarray(phase[middle, middle]) for phase in row] for row in phases]
 
 
 def scattered(

@@ -23,7 +23,7 @@ from tem_live.drivers.sim_layout import (
     scattered,
     thin_film,
 )
-from tem_live.drivers.sim_windows import Plane, Window, bands, shifted
+from tem_live.drivers.sim_windows import Kept, Plane, Window, bands, shifted
 
 SceneName = Literal["nanoparticles", "lattice", "damage", "vacuum"]
 
@@ -118,6 +118,8 @@ class Nanoparticles:
 
     MEAN_FREE_PATH_NM = 8.0
     COVERAGE = 0.11
+    FILM_STEPS = 16
+    """Steps of a pixel in which the film drifts; particles have 1 to 4."""
 
     def __init__(
         self,
@@ -132,8 +134,7 @@ class Nanoparticles:
         side = min(field)
         hole = np.array([0.30 * height, 0.72 * width])
         hole_radius = 0.17 * side
-        # Depths are kept below 0, as the exponential takes them.
-        self._film = -thin_film(field, pixel_size_nm, hole, hole_radius, rng)
+        self._film = np.exp(-thin_film(field, pixel_size_nm, hole, hole_radius, rng))
         # Half of the area is in the larger particles, as after coarsening. Radii in nm are kept
         # in pixels between what is still seen and what still fits.
         radii_nm = np.exp(rng.normal(np.log(2.3), 0.45, 24))
@@ -156,8 +157,7 @@ class Nanoparticles:
         self._rocking = rng.uniform(6.0, 40.0, count), rng.uniform(0, 2 * np.pi, count)
         self._depth = rng.uniform(0.1, 0.35, count)
         self._still = not (motion.wander_px or any(motion.drift_px_s))
-        # What was shown last while nothing moves; one reference, for it is read by two threads.
-        self._kept: tuple[Window, Plane] | None = None
+        self._kept_film, self._kept_whole = Kept(), Kept()
 
     def particle_centers_px(self, time_s: float) -> npt.NDArray[np.float64]:
         """Centres of the particles, (N, 2) as (y, x) in sensor pixels; not wrapped."""
@@ -168,24 +168,24 @@ class Nanoparticles:
 
     def transmission(self, window: Window, time_s: float, fluence_e_per_A2: float) -> Plane:
         """See `Scene.transmission`; fluence changes nothing."""
-        if not self._still:
-            return self._shown(window, time_s)
-        kept = self._kept
-        if kept is None or kept[0] != window:
-            kept = self._kept = window, self._shown(window, 0.0)
-        return kept[1].copy()
+        if self._still:
+            return self._kept_whole.get(window, lambda: self._shown(window, 0.0)).copy()
+        return self._shown(window, time_s)
 
     def _shown(self, window: Window, time_s: float) -> Plane:
-        dy, dx = self._motion.drift_px_s
-        plane = shifted(self._film, window, dy * time_s, dx * time_s)
+        # The film drifts in steps, and is kept until the next one.
+        dy, dx = (
+            round(speed * time_s * self.FILM_STEPS) / self.FILM_STEPS
+            for speed in self._motion.drift_px_s
+        )
+        film = self._kept_film.get((window, dy, dx), lambda: shifted(self._film, window, dy, dx))
         periods, phases = self._rocking
         # Motion 0 means a specimen that stands still altogether, rocking included.
         moving = 1.0 if self._motion.wander_px else 0.0
         weights = 1 + self._depth * np.sin(2 * np.pi * time_s * moving / periods + phases)
         centers_px = self.particle_centers_px(time_s)
-        self._stamps.add_to(plane, window, self._field, centers_px, -weights)
-        for rows in bands(*plane.shape):
-            np.exp(plane[rows], out=plane[rows])
+        plane = film.copy()
+        self._stamps.darken(plane, window, self._field, centers_px, weights)
         return plane
 
 
@@ -276,15 +276,13 @@ class Damage:
         crystal = island(field, rng)
         self._first = (crystal * 0.10 * (np.cos(y) + np.cos(x))).astype(np.float32)
         self._second = (crystal * 0.05 * (np.cos(2 * y) + np.cos(2 * x))).astype(np.float32)
-        mass = np.zeros(field, np.float32)
         whole = Window(0, 0, height, width)
-        radii = np.clip(rng.uniform(2.0, 4.0, 8) / pixel_size_nm, 3.0, 0.06 * min(field))
-        radii = np.sort(radii)
+        radii = np.sort(np.clip(rng.uniform(2.0, 4.0, 8) / pixel_size_nm, 3.0, 0.06 * min(field)))
         kinds_of = [particle_stamp(r, pixel_size_nm, 25.0, rng) for r in radii]
         kinds, places = scattered(field, radii, 0.05, hole, 0.25 * min(field), rng)
-        stamps = Stamps(kinds_of, kinds.tolist())
-        stamps.add_to(mass, whole, field, places, np.ones(len(kinds)))
-        self._mass = (1 - np.exp(-mass)).astype(np.float32)
+        left = np.ones(field, np.float32)
+        Stamps(kinds_of, kinds.tolist()).darken(left, whole, field, places, np.ones(len(kinds)))
+        self._mass = 1 - left
 
     def transmission(self, window: Window, time_s: float, fluence_e_per_A2: float) -> Plane:
         """See `Scene.transmission`."""

@@ -6,7 +6,7 @@ next step finds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 Plane = npt.NDArray[np.float32]
 
-BAND_PX = 1 << 16
-"""Pixels of a band, 256 KiB of float32."""
+BAND_PX = 1 << 15
+"""Pixels of a band, 128 KiB of float32."""
 
 
 class Window(NamedTuple):
@@ -25,6 +25,22 @@ class Window(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class Kept:
+    """The plane that was made last, as long as the same is asked for; thread-safe."""
+
+    def __init__(self) -> None:
+        # One reference, which is replaced as a whole.
+        self._last: tuple[Hashable, Plane] | None = None
+
+    def get(self, wanted: Hashable, make: Callable[[], Plane]) -> Plane:
+        """What was kept for ``wanted``, or else made now; not to be written to."""
+        last = self._last
+        if last is None or last[0] != wanted:
+            last = self._last = wanted, make()
+            last[1].flags.writeable = False
+        return last[1]
 
 
 def bands(height: int, width: int) -> Iterator[slice]:
@@ -87,40 +103,3 @@ def shifted(plane: Plane, window: Window, dy: float, dx: float) -> Plane:
             step *= fx
             np.add(band[:, :-1], step, out=out[rows])
     return out
-
-
-def add_patch(
-    plane: Plane, window: Window, field: tuple[int, int], patch: Plane, top: int, left: int
-) -> None:
-    """Add a patch to a window of a field that repeats, wherever its images lie in it.
-
-    Parameters
-    ----------
-    plane : ndarray
-        (window.height, window.width) float32; overwritten.
-    window : Window
-        What of the field it is.
-    field : tuple of int
-        (height, width) of a period.
-    patch : ndarray
-        (h, w) float32.
-    top, left : int
-        Pixel of the field where its first pixel goes.
-    """
-    (height, width), (field_height, field_width) = patch.shape, field
-    y, x = (top - window.top) % field_height, (left - window.left) % field_width
-    # Most lie within the window as one piece, with no other image in it.
-    if (
-        y + height <= min(window.height, field_height)
-        and x + width <= min(window.width, field_width)
-        and y + field_height >= window.height
-        and x + field_width >= window.width
-    ):
-        under = plane[y : y + height, x : x + width]
-        np.add(under, patch, out=under)
-        return
-    rows = overlaps(top, height, window.top, window.height, field_height)
-    columns = overlaps(left, width, window.left, window.width, field_width)
-    for to_y, from_y in rows:
-        for to_x, from_x in columns:
-            plane[to_y, to_x] += patch[from_y, from_x]
