@@ -223,6 +223,7 @@ def write_weights(folder: Path, recipe: Recipe, average: nn.Module, step: int) -
         "widths": json.dumps(recipe.network.widths),
         "blocks": json.dumps(recipe.network.blocks),
         "waves": json.dumps(recipe.network.waves),
+        "middles": json.dumps(recipe.network.middles),
         "step": str(step),
     }
     tensors = {

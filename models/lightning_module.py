@@ -87,8 +87,8 @@ class RestorerModule(lightning.LightningModule):
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         shape = recipe.network
-        self.network = DoseUNet(shape.widths, shape.blocks, shape.waves)
-        self.average = DoseUNet(shape.widths, shape.blocks, shape.waves)
+        self.network = DoseUNet(shape.widths, shape.blocks, shape.waves, shape.middles)
+        self.average = DoseUNet(shape.widths, shape.blocks, shape.waves, shape.middles)
         self.average.load_state_dict(self.network.state_dict())
         self.average.requires_grad_(False)
         self.loss = make_loss(recipe.loss.name)

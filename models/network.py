@@ -104,6 +104,9 @@ class DoseUNet(nn.Module):
     waves : bool
         Whether the network is also given the waves of the frame (`tem_live.models.waves`). It says
         pixel by pixel how much of them is believed, beside what it restores itself.
+    middles : sequence of int, optional
+        Channels between the two convolutions of each residual block, down and then up, from the
+        finest level on each way; by default as many as outside.
 
     Notes
     -----
@@ -121,6 +124,7 @@ class DoseUNet(nn.Module):
         widths: Sequence[int] = (48, 96, 128, 192),
         blocks: Sequence[int] = (1, 1, 1, 2),
         waves: bool = False,
+        middles: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.hadamard: Tensor
@@ -132,13 +136,16 @@ class DoseUNet(nn.Module):
         self.head = nn.Conv2d(parts * BLOCK * BLOCK, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
-        self.encoders = nn.ModuleList(
-            nn.ModuleList(_Block(w) for _ in range(n)) for w, n in zip(widths, blocks, strict=True)
-        )
-        self.decoders = nn.ModuleList(
-            nn.ModuleList(_Block(w) for _ in range(n))
-            for w, n in zip(widths[:-1], blocks[:-1], strict=True)
-        )
+        stages = [*zip(widths, blocks, strict=True), *zip(widths[:-1], blocks[:-1], strict=True)]
+        self.middles = tuple(middles) or tuple(w for w, n in stages for _ in range(n))
+        if len(self.middles) != sum(blocks) + sum(blocks[:-1]):
+            raise ValueError(
+                f"{len(self.middles)} middles for {sum(blocks) + sum(blocks[:-1])} blocks"
+            )
+        made = iter(self.middles)
+        built = [nn.ModuleList(_Block(w, next(made)) for _ in range(n)) for w, n in stages]
+        self.encoders = nn.ModuleList(built[: len(widths)])
+        self.decoders = nn.ModuleList(built[len(widths) :])
         last = nn.Linear(32, BLOCK * BLOCK)
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, -4.0)
@@ -221,11 +228,11 @@ class DoseUNet(nn.Module):
 class _Block(nn.Module):
     """conv3x3, noise bias, ReLU, conv3x3, plus the input."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, middle: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.noise = nn.Linear(CONDITIONS, width)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = nn.Conv2d(width, middle, 3, padding=1)
+        self.noise = nn.Linear(CONDITIONS, middle)
+        self.second = nn.Conv2d(middle, width, 3, padding=1)
         # Starting as the identity keeps a deep network without normalisation trainable.
         with torch.no_grad():
             self.second.weight.mul_(0.2)

@@ -153,7 +153,8 @@ def publish(
             metadata = stream.metadata() or {}
         shape: dict[str, Any] = {k: list(json.loads(metadata[k])) for k in ("widths", "blocks")}
         shape["waves"] = bool(json.loads(metadata.get("waves", "false")))
-        network = DoseUNet(shape["widths"], shape["blocks"], shape["waves"])
+        shape["middles"] = list(json.loads(metadata.get("middles", "[]")))
+        network = DoseUNet(*(shape[k] for k in ("widths", "blocks", "waves", "middles")))
         network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{weights} is damaged, or no training wrote it") from error

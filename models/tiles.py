@@ -95,7 +95,7 @@ def run_tiled(
     multiple : int
         The network's step, in pixels.
     tile_px, halo_px : int
-        Frames with more than `tile_px` a side are cut into tiles of at most that size, which overlap
+        Frames with more than `tile_px` a side are cut into tiles of at most that, which overlap
         the kept parts of their neighbours by `halo_px`. Both are multiples of `multiple`.
 
     Returns

@@ -59,6 +59,7 @@ class NetworkRecipe(_Strict):
     widths: Annotated[tuple[Count, ...], Field(min_length=1)] = (48, 96, 128, 192)
     blocks: tuple[Number, ...] = (1, 1, 1, 2)
     waves: bool = False
+    middles: tuple[Count, ...] = ()
 
     @property
     def multiple_px(self) -> int:
@@ -71,6 +72,9 @@ class NetworkRecipe(_Strict):
             raise ValueError(
                 f"{len(self.widths)} widths and {len(self.blocks)} blocks: each level has both"
             )
+        count = sum(self.blocks) + sum(self.blocks[:-1])
+        if self.middles and len(self.middles) != count:
+            raise ValueError(f"{len(self.middles)} middles: there are {count} residual blocks")
         return self
 
 
