@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import ndimage, special, stats
 
 from tem_live.drivers.protocols import (
     Blanker,
@@ -15,7 +15,7 @@ from tem_live.drivers.protocols import (
     DoseRateControl,
     HasTruth,
 )
-from tem_live.drivers.sim import Detector, PoissonTable, SimCamera, SimColumn, SimMicroscope
+from tem_live.drivers.sim import Detector, SimCamera, SimColumn, SimMicroscope
 from tem_live.drivers.sim_scenes import Damage, Lattice, Motion, make_scene
 from tem_live.drivers.sim_windows import Window
 from tem_live.errors import NotConnectedError, OverflowedError, RefusedError
@@ -86,17 +86,6 @@ def test_electrons_are_poisson(dose: float) -> None:
     assert abs(neighbours(stack, 1)) < 0.01
 
 
-@pytest.mark.parametrize("mean", [0.3, 3.0, 17.37, 60.0])
-def test_table_draws_the_whole_distribution(mean: float) -> None:
-    rng = np.random.default_rng(3)
-    drawn = PoissonTable().draw(np.full((600, 500), mean, np.float32), rng)
-    counts = np.bincount(drawn.astype(int).ravel(), minlength=200)
-    expected = stats.poisson.pmf(np.arange(counts.size), mean) * drawn.size
-    likely = expected > 10
-    statistic = ((counts - expected)[likely] ** 2 / expected[likely]).sum()
-    assert stats.chi2.sf(statistic, likely.sum() - 1) > 1e-6
-
-
 def test_same_pixel_of_two_frames_is_independent() -> None:
     stack, _ = Bench().frames(20)
     flat = stack - stack.mean()
@@ -129,6 +118,17 @@ def test_blur_lowers_the_variance_and_ties_neighbours() -> None:
     assert stack.var() == pytest.approx(20.0 * power**2, rel=0.02)
     for axis in (0, 1):
         assert neighbours(stack, axis) == pytest.approx(2 * side * middle / power, abs=0.012)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.45, 1.3])
+def test_blur_is_the_kernel_along_both_axes(sigma: float) -> None:
+    detector = Detector(SimCamera.Options(mtf_sigma_px=sigma))
+    margin, shape = detector.margin, (150, 517)
+    assert detector.kernel.sum() == pytest.approx(1, rel=1e-6)
+    plane = np.random.default_rng(1).random([n + 2 * margin for n in shape], np.float32)
+    wide = ndimage.correlate(plane.astype(float), np.outer(detector.kernel, detector.kernel))
+    expected = wide[margin : margin + shape[0], margin : margin + shape[1]]
+    np.testing.assert_allclose(detector.blurred(plane), expected, rtol=1e-5)
 
 
 def test_row_noise_is_shared_by_a_row() -> None:
@@ -423,6 +423,34 @@ def test_scene_is_periodic_and_within_bounds(scene: Any) -> None:
     np.testing.assert_allclose(inside, beyond, rtol=1e-4)
     assert inside.dtype == np.float32
     assert 0 < inside.min() < inside.max() < 1.4
+
+
+def test_the_film_follows_the_drift_in_sixteenths_of_a_pixel() -> None:
+    window, speed = Window(0, 0, 96, 96), 0.1
+    moving, still = (
+        make_scene("nanoparticles", (96, 96), 0.2, Motion(drift, 0.0), 1.0, 5)
+        for drift in ((speed, 0.0), (0.0, 0.0))
+    )
+    now = still.transmission(window, 0.0, 0.0)
+    for pixels in (1, 4):
+        # A quarter of a pixel, in which particles go, does not come between.
+        shown = moving.transmission(window, pixels / speed, 0.0)
+        np.testing.assert_allclose(shown, np.roll(now, pixels, axis=0), rtol=1e-4)
+    # Half a step is not shown yet, one step is.
+    assert (moving.transmission(window, 0.4 / 16 / speed, 0.0) == now).all()
+    assert (moving.transmission(window, 1.0 / 16 / speed, 0.0) != now).mean() > 0.9
+
+
+@pytest.mark.parametrize("drift", [(0.0, 0.0), (0.02, 0.0)])
+def test_what_a_scene_shows_belongs_to_the_caller(drift: tuple[float, float]) -> None:
+    scene = make_scene("nanoparticles", (64, 64), 0.2, Motion(drift, 0.0), 1.0, 5)
+    window = Window(0, 0, 64, 64)
+    first = scene.transmission(window, 0.1, 0.0)
+    before = first.copy()
+    first *= 0
+    np.testing.assert_array_equal(scene.transmission(window, 0.1, 0.0), before)
+    part = scene.transmission(Window(3, 5, 20, 30), 0.1, 0.0)
+    np.testing.assert_allclose(part, before[3:23, 5:35], rtol=1e-5)
 
 
 # ----------------------------------------------------------------------------------- repeatability
