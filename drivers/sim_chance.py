@@ -119,7 +119,7 @@ class PoissonTable:
                 continue
             few = part <= self.LIMIT
             small = part[few]
-            _draw_large(part, to, rng)
+            np.copyto(to, bent_normals(part, normals(part.shape, rng)))
             if small.size:
                 self._draw_small(small, small, rng)
                 to[few] = small
@@ -153,9 +153,16 @@ class PoissonTable:
 _BITS_OF_1 = int(np.float32(1).view(np.int32))
 
 
-def _draw_large(means: Plane, out: Plane, rng: np.random.Generator) -> None:
-    """See `PoissonTable`; ``out`` may be ``means``."""
-    z = normals(means.shape, rng)
+def bent_normals(means: Plane, z: Plane) -> Plane:
+    """Poisson numbers of large expectations, made of normal ones as `PoissonTable` tells.
+
+    Parameters
+    ----------
+    means : ndarray
+        float32, expectations.
+    z : ndarray
+        float32, same shape, normal numbers of standard deviation 1.
+    """
     square = z * z
     bent = (3 * square + 7) * square
     bent -= 16
@@ -169,7 +176,7 @@ def _draw_large(means: Plane, out: Plane, rng: np.random.Generator) -> None:
     bent += root
     bent += means
     np.maximum(bent, 0, out=bent)
-    np.rint(bent, out=out)
+    return np.rint(bent, out=bent)
 
 
 @cache

@@ -10,6 +10,7 @@ from scipy import special, stats
 from tem_live.drivers.sim_chance import (
     PoissonTable,
     alias_tables,
+    bent_normals,
     normals,
     poisson_table,
     spread_energies,
@@ -73,6 +74,17 @@ def test_the_whole_distribution_is_poissons(mean: float) -> None:
     far = stats.poisson.isf(1e-5, mean)
     expected_far = DRAWN * stats.poisson.sf(far, mean)
     assert abs((drawn > far).sum() - expected_far) < 5 * np.sqrt(expected_far) + 3
+
+
+@pytest.mark.parametrize("mean", [63.0, 100.0, 1000.0])
+def test_bent_normals_have_poissons_distribution_function(mean: float) -> None:
+    z = np.linspace(-6, 6, 4_000_001).astype(np.float32)
+    drawn = bent_normals(np.full_like(z, mean), z)
+    assert (np.diff(drawn) >= 0).all()
+    outcomes = np.arange(drawn[0] + 1, drawn[-1])
+    # Where the outcome becomes larger than k, the normal law has reached what Poisson's has at k.
+    reached = stats.norm.cdf(z[np.searchsorted(drawn, outcomes, side="right")].astype(float))
+    assert np.abs(reached - stats.poisson.cdf(outcomes, mean)).max() < 8e-6
 
 
 def test_every_pixel_has_its_own_expectation() -> None:
