@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tem_live.models.planes import Enlarged, cell_sums, strips
+from tem_live.models.planes import Enlarged, cell_sums, line_sums, strips
 
-__all__ = ["area_part"]
+__all__ = ["area_part", "area_sums"]
 
 # Side of an area in pixels; fewer of them than this tell nothing about their noise.
 _AREA_PX = 32
@@ -26,13 +26,20 @@ _SURE = 3.0
 _MEDIAN = 0.6745
 
 
-def area_part(residual: Tensor) -> Tensor | None:
+def area_sums(residual: Tensor) -> Tensor:
+    """Sums of a residual (H, W) and of its squares over the rows of areas, (2, ceil(H / 32), W)."""
+    return line_sums([(residual, None), (residual, residual)], _AREA_PX)
+
+
+def area_part(residual: Tensor, sums: Tensor | None = None) -> Tensor | None:
     """Differences of level between areas of 32 x 32 pixels that cannot be noise.
 
     Parameters
     ----------
     residual : Tensor
         float32 (H, W), raw - restored, any unit, without defects.
+    sums : Tensor, optional
+        Its `area_sums`, where they are known.
 
     Returns
     -------
@@ -50,7 +57,7 @@ def area_part(residual: Tensor) -> Tensor | None:
     if rows * columns < _FEWEST:
         return None
     pixels = float(_AREA_PX**2)
-    sums = cell_sums([(residual, None), (residual, residual)], _AREA_PX)
+    sums = cell_sums(area_sums(residual) if sums is None else sums, _AREA_PX)
     mean, square = sums[:, :rows, :columns] / pixels
     variance = square.sub_(mean.square()).div_(pixels).clamp_min_(1e-12)
     deviation = mean.square().div_(variance)

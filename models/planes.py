@@ -24,6 +24,7 @@ __all__ = [
     "continued",
     "image_of",
     "in_units_of",
+    "line_sums",
     "measured_blocks",
     "pixels_in_cells",
     "strips",
@@ -163,20 +164,20 @@ def _fours(plane: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------- cells
 
 
-def cell_sums(products: Sequence[tuple[Tensor, Tensor | None]], cell_px: int) -> Tensor:
-    """Sums of planes, or of products of two planes, over square cells.
+def line_sums(products: Sequence[tuple[Tensor, Tensor | None]], cell_px: int) -> Tensor:
+    """Sums of planes, or of products of two planes, over so many rows at a time.
 
     Parameters
     ----------
     products : sequence of (Tensor, Tensor or None)
         n planes or pairs of them, float32 (H, W).
     cell_px : int
-        Side of a cell; those at the lower and right border may hold fewer pixels.
+        Rows that are added up; the last time there may be fewer.
 
     Returns
     -------
     Tensor
-        float32 (n, ceil(H / cell_px), ceil(W / cell_px)).
+        float32 (n, ceil(H / cell_px), W).
     """
     plane = products[0][0]
     height, width = plane.shape
@@ -189,6 +190,12 @@ def cell_sums(products: Sequence[tuple[Tensor, Tensor | None]], cell_px: int) ->
             torch.sum(cells, dim=1, out=sums[top : top + whole])
             if len(part) > whole * cell_px:
                 torch.sum(part[whole * cell_px :], dim=0, out=sums[-1])
+    return lines
+
+
+def cell_sums(lines: Tensor, cell_px: int) -> Tensor:
+    """Sums over square cells (n, h, w), ceil(w / cell_px) of them, from `line_sums` (n, h, w)."""
+    width = lines.shape[2]
     if width % cell_px:
         lines = functional.pad(lines, (0, -width % cell_px))
     cells = lines.unflatten(2, (-1, cell_px))
@@ -209,7 +216,7 @@ def add_cells(sums: Tensor, side: int) -> Tensor:
 
 
 def pixels_in_cells(height: int, width: int, cell_px: int, device: torch.device) -> Tensor:
-    """How many pixels of a plane are in each cell, float32, see `cell_sums`."""
+    """How many pixels of a plane are in each cell, float32 (h, w), see `cell_sums`."""
     down, across = (
         torch.arange(side, 0, -cell_px, device=device, dtype=torch.float32).clamp_max_(cell_px)
         for side in (height, width)
@@ -247,9 +254,13 @@ class Enlarged:
 
     def _between(self, lines: Tensor) -> Tensor:
         """Lines (n, h, w) of cells to those of pixels, (n, (h - 2) cell_px, w)."""
-        above = lines[:, :-1].unfold(1, 2, 1).transpose(2, 3)[:, :, :, None]
-        below = lines[:, 1:].unfold(1, 2, 1).transpose(2, 3)[:, :, :, None]
-        return torch.lerp(above, below, self._shares).view(len(lines), -1, lines.shape[2])
+        count, height, width = lines.shape
+        plane, line, element = lines.stride()
+        # Twice each, for the two halves of a cell, with no copy.
+        shape, strides = (count, height - 2, 2, 1, width), (plane, line, line, 0, element)
+        above = lines.as_strided(shape, strides, lines.storage_offset())
+        below = lines.as_strided(shape, strides, lines.storage_offset() + line)
+        return torch.lerp(above, below, self._shares).view(count, -1, width)
 
 
 def continued(lines: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ def _add_what_is_left(image: torch.Tensor, residual: torch.Tensor, level: float)
     float
         To be added everywhere, so that the mean is that of the frame without hits.
     """
-    from tem_live.models.areas import area_part
+    from tem_live.models.areas import area_part, area_sums
     from tem_live.models.spectrum import bragg_part
 
     pixels = residual.numel()
@@ -266,14 +266,18 @@ def _add_what_is_left(image: torch.Tensor, residual: torch.Tensor, level: float)
     if periodic is not None:
         image += periodic
         residual -= periodic
-    hits = _hits(residual, image, level)
+    sums = area_sums(residual)
+    # A hit would be seen in the sum of the squares around it.
+    hits = None if float(sums[1].amax()) < 0.99 * _HIT**2 else _hits(residual, image, level)
     if hits is not None:
         residual.masked_fill_(hits, 0.0)
         pixels -= int(hits.sum())
-    uneven = area_part(residual)
-    if uneven is not None:
-        image += uneven
-        residual -= uneven
+        sums = area_sums(residual)
+    uneven = area_part(residual, sums)
+    if uneven is None:
+        return float(sums[0].sum()) / pixels
+    image += uneven
+    residual -= uneven
     return float(residual.sum()) / pixels
 
 

@@ -22,6 +22,7 @@ from tem_live.models.planes import (
     add_cells,
     cell_sums,
     continued,
+    line_sums,
     pixels_in_cells,
     strips,
 )
@@ -347,7 +348,7 @@ def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
     fields, last_px = [], 1
     for cell_px, doubt in reversed(_CELLS):
         if last_px == 1:
-            sums = cell_sums([(waves, waves), (image, waves)], cell_px)
+            sums = cell_sums(line_sums([(waves, waves), (image, waves)], cell_px), cell_px)
         else:
             sums = add_cells(sums, cell_px // last_px)
         means = _three_by_three(sums / pixels_in_cells(height, width, cell_px, waves.device))
