@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PATH = Path(__file__).parents[2] / "tools" / "soak.py"
+
+
+@pytest.fixture(scope="module")
+def soak() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("soak_tool", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look their own module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def turns_as_before() -> Iterator[None]:
+    interval_s = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+@pytest.mark.parametrize(
+    ("last", "verdicts"),
+    [
+        ({}, [True, True, True]),
+        ({"memory_MB": 407.9, "latency_ms_p99": 219.0}, [True, True, True]),
+        ({"memory_MB": 408.1}, [True, False, True]),
+        ({"memory_MB": 391.0}, [True, False, True]),
+        ({"latency_ms_p99": 221.0}, [True, True, False]),
+        ({"latency_ms_p99": 179.0}, [True, True, False]),
+        ({"dropped_raw": 1}, [False, True, True]),
+        ({"memory_MB": None, "latency_ms_p99": None}, [True, None, None]),
+    ],
+)
+def test_first_minute_is_held_against_the_last(
+    soak: ModuleType, last: dict[str, float | None], verdicts: list[bool | None]
+) -> None:
+    first = soak.Minute(20.0, 20.0, 60.0, 200.0, 0, 400.0, 401.0)
+    # What is between the two does not count.
+    between = replace(first, memory_MB=500.0, latency_ms_p99=900.0)
+    found = soak.checks([first, between, replace(first, **last)])
+    assert [check.passes for check in found] == verdicts
+    told = soak.table(found)
+    assert told.count("DOES NOT HOLD") == verdicts.count(False)
+    assert told.count("not measured") == verdicts.count(None)
+
+
+def test_frames_lost_in_the_first_minute_count(soak: ModuleType) -> None:
+    minute = soak.Minute(20.0, 20.0, 60.0, 200.0, 3, 400.0, 401.0)
+    assert soak.checks([minute, minute])[0].passes is False
+
+
+@pytest.mark.usefixtures("turns_as_before")
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--minutes", "1"], "2 or more"),
+        (["--warm-up-s", "nan"], "0 to 600"),
+        (["--profile", "no-such"], "no-such"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    soak: ModuleType, wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = soak.main(wrong)
+    except SystemExit as left:
+        status = left.code
+    assert status == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
