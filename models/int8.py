@@ -113,12 +113,13 @@ class _Convolution:
         return out
 
     def add_to(self, total: Tensor, x: Tensor, scale: float) -> Tensor:
-        """`total`, float32, plus the convolution of unsigned `x`; `total` may be overwritten."""
-        out: Tensor = torch.ops.onednn.qconv2d_pointwise.binary(
-            x, scale, 0, self._weight, self._scales, self._zeros, total, self._bias,
-            [1, 1], [1, 1], [1, 1], 1, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
+        """`total`, float32, plus the convolution of unsigned `x`."""
+        out: Tensor = torch.ops.onednn.qconv2d_pointwise(
+            x, scale, 0, self._weight, self._scales, self._zeros, self._bias,
+            [1, 1], [1, 1], [1, 1], 1, 1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        return out
+        # oneDNN could add by itself, but torch copies `total` for that, which takes longer.
+        return out.add_(total)
 
 
 class Int8UNet:
