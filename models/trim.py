@@ -200,7 +200,8 @@ def write(network: DoseUNet, restorer: Restorer, path: Path) -> ModelCard:
 
     with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
+        # In half precision, as trained weights are kept.
+        save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, path)
     times = len(VIEWS) if restorer.card.kind == "views" else 1
     card = restorer.card.model_copy(
         update={
