@@ -186,7 +186,7 @@ def line_sums(products: Sequence[tuple[Tensor, Tensor | None]], cell_px: int) ->
         for (first, second), sums in zip(products, lines, strict=True):
             part = first[rows] if second is None else first[rows] * second[rows]
             top, whole = rows.start // cell_px, len(part) // cell_px
-            cells = part[: whole * cell_px].unflatten(0, (whole, cell_px))
+            cells = part[: whole * cell_px].reshape(whole, cell_px, width)
             torch.sum(cells, dim=1, out=sums[top : top + whole])
             if len(part) > whole * cell_px:
                 torch.sum(part[whole * cell_px :], dim=0, out=sums[-1])
@@ -195,10 +195,10 @@ def line_sums(products: Sequence[tuple[Tensor, Tensor | None]], cell_px: int) ->
 
 def cell_sums(lines: Tensor, cell_px: int) -> Tensor:
     """Sums over square cells (n, h, w), ceil(w / cell_px) of them, from `line_sums` (n, h, w)."""
-    width = lines.shape[2]
+    count, height, width = lines.shape
     if width % cell_px:
         lines = functional.pad(lines, (0, -width % cell_px))
-    cells = lines.unflatten(2, (-1, cell_px))
+    cells = lines.view(count, height, -(-width // cell_px), cell_px)
     if cell_px > _FEW:
         return cells.sum(dim=3)
     # So few at a time are added ten times as fast like this.

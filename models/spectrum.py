@@ -345,7 +345,8 @@ def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
     they differ from it by more than their own standard error.
     """
     height, width = waves.shape
-    fields, last_px = [], 1
+    fields: list[Enlarged] = []
+    last_px = 1
     for cell_px, doubt in reversed(_CELLS):
         if last_px == 1:
             sums = cell_sums(line_sums([(waves, waves), (image, waves)], cell_px), cell_px)
