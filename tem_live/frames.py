@@ -34,10 +34,10 @@ class Backend(Protocol):
     xp: Any
     """Array namespace of the planes, NumPy's or CuPy's by array-api-compat."""
 
-    def empty_host(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def empty_host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Host array that a driver fills; pinned where an upload follows."""
 
-    def empty(self, shape: tuple[int, int], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
         """Raw plane that belongs to ``host``; the same array where no upload is needed."""
 
     def upload(self, host: npt.NDArray[Any], raw: Any) -> None:
@@ -65,11 +65,11 @@ class NumpyBackend:
         keep_memory()
         self.xp: Any = array_api_compat.numpy
 
-    def empty_host(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def empty_host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Written to, so that its pages exist; those of `numpy.zeros` come with the first frame."""
         return np.full(shape, 0, dtype)
 
-    def empty(self, shape: tuple[int, int], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
         """The host array itself."""
         return host
 
@@ -117,14 +117,14 @@ class CupyBackend:
         self._uploaded = cupy.cuda.Event(disable_timing=True)
         self._mine = threading.local()
 
-    def empty_host(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    def empty_host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Pinned memory: the only kind that the copy engine reads while kernels run."""
         import cupyx
 
         host: npt.NDArray[Any] = cupyx.empty_pinned(shape, dtype)
         return host
 
-    def empty(self, shape: tuple[int, int], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
         """Array on the GPU."""
         return self.xp.empty(shape, dtype=dtype)
 
@@ -198,13 +198,11 @@ class Slot:
         Restored electrons per pixel; meaningful while `is_restored`.
     """
 
-    def __init__(self, backend: Backend, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
-        self.host = backend.empty_host(shape, dtype)
-        self.raw = backend.empty(shape, dtype, self.host)
-        # Written to as the host's plane is: a slot that is first needed behind a slow disk, after
-        # minutes, must find its memory there.
-        self.electrons = backend.xp.full(shape, 0.0, dtype=backend.xp.float32)
-        self.restored = backend.xp.full(shape, 0.0, dtype=backend.xp.float32)
+    def __init__(self, host: npt.NDArray[Any], raw: Any, electrons: Any, restored: Any) -> None:
+        self.host = host
+        self.raw = raw
+        self.electrons = electrons
+        self.restored = restored
         self.is_restored = False
         self.holders = 0
 
@@ -244,7 +242,20 @@ class FrameRing:
         self.backend = backend
         self.shape = shape
         self.dtype = dtype
-        self._slots = [Slot(backend, shape, dtype) for _ in range(slots)]
+        # Each kind in one piece, which goes back to the system with the ring; many small ones stay
+        # in the heap. Written to: a slot that is first needed behind a slow disk, after minutes,
+        # must find its memory there.
+        room, single = (slots, *shape), backend.xp.float32
+        host = backend.empty_host(room, dtype)
+        raw = backend.empty(room, dtype, host)
+        electrons = backend.xp.full(room, 0.0, dtype=single)
+        restored = backend.xp.full(room, 0.0, dtype=single)
+        # Where there is nothing to upload the two are one array, in each slot as well.
+        hosts = list(host)
+        raws = hosts if raw is host else list(raw)
+        self._slots = [
+            Slot(*planes) for planes in zip(hosts, raws, electrons, restored, strict=True)
+        ]
         self._free = list(self._slots)
         self._changed = threading.Condition()
 

@@ -51,6 +51,31 @@ def test_memory_of_all_slots_is_there_before_the_first_frame():
     assert faults < 100
 
 
+RETURNED = """
+from pathlib import Path
+import numpy as np
+from tem_live.frames import FrameRing, NumpyBackend
+def resident_MB():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) // 1024
+backend = NumpyBackend()
+before = resident_MB()
+ring = FrameRing(backend, 24, (1024, 1024), np.dtype(np.uint16))
+full = resident_MB()
+del ring
+print(full - before, resident_MB() - before)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="reads what Linux tells of memory")
+def test_memory_goes_back_with_the_ring():
+    command = [sys.executable, "-c", RETURNED]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    taken_MB, left_MB = map(int, told.split())
+    assert taken_MB >= 239
+    assert left_MB < 20
+
+
 def test_slot_is_free_only_when_the_last_holder_lets_go():
     ring = make_ring(1)
     slot = ring.acquire()
