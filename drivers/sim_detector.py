@@ -72,24 +72,17 @@ class Detector:
         """Blur by the kernel over its middle, and multiply; a new array."""
         margin = self.margin
         height, width = (n - 2 * margin for n in plane.shape)
-        sides = list(enumerate(self.kernel[margin + 1 :] / self.kernel[margin], 1))
+        weights = self.kernel[margin + 1 :] / self.kernel[margin]
         factor = np.broadcast_to(factor, (height, width))
         out = np.empty((height, width), np.float32)
+        highest = max(rows.stop - rows.start for rows in bands(height, width))
+        along_y = np.empty((highest, width + 2 * margin), np.float32)
+        along_x = np.empty((highest, width), np.float32)
         for rows in bands(height, width):
-            above = plane[rows.start : rows.stop + 2 * margin]
             count = rows.stop - rows.start
-            lines = above[margin : margin + count]
-            for k, weight in sides:
-                both = above[margin - k :][:count] + above[margin + k :][:count]
-                both *= weight
-                both += lines
-                lines = both
-            band = lines[:, margin : margin + width]
-            for k, weight in sides:
-                both = lines[:, margin - k :][:, :width] + lines[:, margin + k :][:, :width]
-                both *= weight
-                both += band
-                band = both
+            above = plane[rows.start : rows.stop + 2 * margin]
+            lines = with_neighbours(above, weights, along_y[:count])
+            band = with_neighbours(lines.T, weights, along_x[:count].T).T
             np.multiply(band, factor[rows], out=out[rows])
         return out
 
@@ -194,6 +187,36 @@ def add_evenly(
     # The total is Poisson and each electron falls anywhere: exactly the same statistics.
     where = rng.integers(0, counts.size, rng.poisson(expected_e_per_px * counts.size))
     np.add.at(counts.reshape(-1), where, np.float32(gain))
+
+
+def with_neighbours(plane: Plane, weights: Plane, out: Plane) -> Plane:
+    """Each row and, weighted, those beside it.
+
+    Parameters
+    ----------
+    plane : ndarray
+        (H + 2 N, W) float32.
+    weights : ndarray
+        (N,) float32, of the rows next to it and further away.
+    out : ndarray
+        (H, W) float32; overwritten.
+
+    Returns
+    -------
+    ndarray
+        ``out``; ``plane`` itself for no weights.
+    """
+    reach, count = len(weights), len(out)
+    if not reach:
+        return plane
+    np.add(plane[reach - 1 :][:count], plane[reach + 1 :][:count], out=out)
+    out *= weights[0]
+    out += plane[reach:][:count]
+    for k in range(2, reach + 1):
+        both = plane[reach - k :][:count] + plane[reach + k :][:count]
+        both *= weights[k - 1]
+        out += both
+    return out
 
 
 def blur_kernel(sigma_px: float) -> npt.NDArray[np.float32]:

@@ -29,6 +29,7 @@ from tem_live.drivers.protocols import (
     CameraState,
     FrameMeta,
 )
+from tem_live.drivers.sim_chance import frame_generator
 from tem_live.drivers.sim_microscope import ELECTRONS_PER_S_PER_PA, SimMicroscope
 from tem_live.drivers.sim_options import SimStemOptions
 from tem_live.drivers.sim_readout import SATURATION_COUNTS
@@ -200,7 +201,7 @@ class SimStem:
         self, buffer: npt.NDArray[Any], run: SimRun, timing: Timing, sequence: int
     ) -> FrameMeta:
         options = self.options
-        rng = np.random.Generator(np.random.SFC64([options.seed, run.number, sequence]))
+        rng = frame_generator(options.seed, run.number, sequence)
         begin_s = run.begin_s(sequence)
         incident = self._incident_lines(begin_s, timing)
         specimen_time_s = run.specimen_time_s(sequence) + timing.frame_s / 2
