@@ -272,7 +272,8 @@ class PipelineProfile(_Strict):
     Attributes
     ----------
     slots : int
-        Frames that the ring holds. More slots ride out longer stalls of the disk.
+        Frames that the ring holds. More slots ride out longer stalls of the disk; each takes 10
+        bytes a pixel of a 16 bit camera, all of it before the first frame.
     rolling_mean : int
         Number of frames in the rolling mean that the display can show; 1 is none.
     """
