@@ -39,9 +39,10 @@ Network = Callable[..., Tensor]
 _Array = npt.NDArray[np.float64]
 
 # Contrast of a frame: its largest mean of a 4 x 4 block in units of the noise. That of noise alone;
-# from one graph to the next it grows by `_STEP`, and beyond the last one the caller's network is
-# used.
-_LEAST, _STEP, _STEPS = 1.25, 2.0**0.5, 12
+# from one graph to the next it doubles, and beyond the last one the caller's network is used.
+_LEAST, _STEPS = 1.25, 7
+# Most frames at a few e-/px need one of the first two.
+_USUAL = 2
 # Contrast, in the same unit, at which the scales are measured.
 _MEASURED_AT = 16.0
 _SIDE = 192
@@ -120,12 +121,17 @@ class OpenvinoNetwork:
                 self._exact = self._make_exact()
         return self._exact(blocks, vector, waves)
 
+    def prepare(self, height: int, width: int) -> None:
+        """Compile what most frames of this many blocks will need; each takes some tenths of a s."""
+        for step in range(_USUAL):
+            self._graph(height, width, step)
+
     def within_scales(
         self, blocks: Tensor, vector: Tensor, waves: Tensor | None = None
     ) -> Tensor | None:
         """`__call__`, or None for a frame that fits no fixed scale."""
         contrast = float(blocks.mean(dim=1).abs_().max())
-        step = max(0, int(np.ceil(np.log(max(contrast, 1e-9) / _LEAST) / np.log(_STEP))))
+        step = max(0, int(np.ceil(np.log2(max(contrast, 1e-9) / _LEAST))))
         inputs = [_rows_of_channels(blocks), vector.contiguous().numpy()]
         if waves is not None:
             inputs.append(_rows_of_channels(waves))
@@ -138,7 +144,7 @@ class OpenvinoNetwork:
             # Larger scales help where a little is missing; strong fine detail is many times beyond.
             if excess > 2.0:
                 return None
-            step += 2
+            step += 1
         return None
 
     def _graph(self, height: int, width: int, step: int) -> _Graph:
@@ -148,7 +154,7 @@ class OpenvinoNetwork:
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None:
-                contrast = _LEAST * _STEP**step
+                contrast = _LEAST * 2.0**step
                 ranges = {
                     place: noise + contrast * self._range_per_contrast[place]
                     for place, noise in self._noise_range.items()

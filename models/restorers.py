@@ -140,6 +140,13 @@ class Restorer(ABC):
         """Billions of multiplications for a frame of (height, width) px; None where not counted."""
         return None
 
+    def prepare(self, shape: tuple[int, int]) -> None:  # noqa: B027  (most have nothing to do)
+        """Make ready for frames of (height, width) px, so that the first takes no longer.
+
+        Does nothing where there is nothing to be done. It counts for as many threads an operation
+        as torch uses in the calling thread.
+        """
+
     def restore(self, counts: Any, out: Any = None) -> Any:
         """Restore one frame or a stack of frames.
 
@@ -357,6 +364,20 @@ class _NetworkRestorer(Restorer):
             )
         return network
 
+    def prepare(self, shape: tuple[int, int]) -> None:
+        """See `Restorer.prepare`."""
+        from tem_live.models.network import BLOCK
+        from tem_live.models.tiles import cuts
+
+        prepare = getattr(self._run, "prepare", None)
+        if prepare is None:
+            return
+        step, tile, halo = self._tiling()
+        height, width = (-(-side // (step * BLOCK)) * step for side in shape)
+        if max(shape) > _TILE_PX:
+            height, width = (cuts(side, tile, halo, step)[0].stop for side in (height, width))
+        prepare(height, width)
+
     def gmac(self, shape: tuple[int, int]) -> float | None:
         """See `Restorer.gmac`."""
         import torch
@@ -473,6 +494,14 @@ class _NetworkRestorer(Restorer):
         )[0, 0, :height, :width]
         torch.add(large, mean - large.mean(), out=out)
 
+    def _tiling(self) -> tuple[int, int, int]:
+        """The network's step, the side of a tile and its halo, in blocks."""
+        from tem_live.models.network import BLOCK
+
+        step = self._network.multiple // BLOCK
+        tile, halo = (max(px // BLOCK // step, 1) * step for px in (_TILE_PX, _HALO_PX))
+        return step, tile, halo
+
     def _tiled(self, parts: Sequence[torch.Tensor], vector: torch.Tensor) -> torch.Tensor:
         """Run the network tile by tile; tiles overlap so that no seam is left.
 
@@ -480,11 +509,9 @@ class _NetworkRestorer(Restorer):
         """
         import torch
 
-        from tem_live.models.network import BLOCK
         from tem_live.models.tiles import cuts
 
-        step = self._network.multiple // BLOCK
-        tile, halo = (max(px // BLOCK // step, 1) * step for px in (_TILE_PX, _HALO_PX))
+        step, tile, halo = self._tiling()
         result = torch.empty_like(parts[0])
         rows, columns = (cuts(side, tile, halo, step) for side in result.shape[-2:])
         for y in rows:

@@ -12,6 +12,7 @@ with the beam blanked unless the profile says to count it (`Acquisition`).
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -42,6 +43,8 @@ from tem_live.errors import (
 from tem_live.frames import FrameRing, Slot
 from tem_live.state import BeamState, Frame, FrameInfo
 from tem_live.threads import arithmetic_threads, set_arithmetic_threads, stand_back
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -397,6 +400,28 @@ class Processor:
             if restorer is not None and restorer.concurrent:
                 self._workers = min(MOST_WORKERS, arithmetic_threads())
             self._changed.notify_all()
+
+    def prepare(self, shape: tuple[int, int]) -> None:
+        """Have the restorer ready for frames of (height, width) px before the first one comes."""
+        restorer, workers = self._restorer, self._workers
+        # Restorers of other packages need not have it.
+        prepare = getattr(restorer, "prepare", None)
+        if prepare is None:
+            return
+
+        def work() -> None:
+            # As the threads that restore: what an engine starts here runs like them later.
+            stand_back()
+            set_arithmetic_threads(max(1, arithmetic_threads() // workers))
+            try:
+                prepare(shape)
+            except Exception as error:
+                # The first frame will fail as well, and tell.
+                _log.warning("%s is not ready: %s", getattr(restorer, "name", restorer), error)
+
+        thread = threading.Thread(target=work, name="tem-live preparing", daemon=True)
+        thread.start()
+        thread.join()
 
     def submit(self, taken: Taken) -> None:
         """Take over a frame with its slot.
@@ -870,6 +895,8 @@ class Acquisition:
         self.dropped_raw = 0
         self.first_frame = self.last_frame = None
         self._processor.reset()
+        # Before the beam is on: a specimen need not wait for a compiler.
+        self._processor.prepare(self.stream.ring.shape)
         self._stop_request = None
         self.stop_reason = None
         self.error = None

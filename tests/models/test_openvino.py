@@ -64,7 +64,7 @@ def test_it_follows_the_contrast_of_the_frame(made, network, amplitude):
         blocks, vector = inputs(amplitude)
         found = made(blocks, vector)
         # A share of the noise, growing with the largest value that 8 bits have to hold.
-        assert distance(found, network(blocks, vector)) < 0.008 + 0.002 * amplitude
+        assert distance(found, network(blocks, vector)) < 0.008 + 0.003 * amplitude
     assert made.exact.calls == 0
 
 
@@ -159,3 +159,22 @@ def test_openvino_that_cannot_be_imported_is_no_error(network, monkeypatch, capl
     with caplog.at_level(logging.WARNING):
         assert openvino_network.openvino_network(network, lambda: network) is None
     assert "OpenVINO is not used" in caplog.text
+
+
+def test_a_restorer_is_ready_before_its_first_frame(monkeypatch):
+    restorer = tem_live.load_restorer("fast", device="cpu")
+    graphs = restorer._run._graphs
+    graphs.clear()
+    restorer.prepare((90, 130))
+    ready = set(graphs)
+    assert {key[:2] for key in ready} == {(24, 40)}
+    frame = np.random.default_rng(1).poisson(5.0, (90, 130)).astype(np.float32)
+    restorer.restore(frame)
+    assert set(graphs) == ready
+    # A large frame is restored in tiles.
+    graphs.clear()
+    monkeypatch.setattr("tem_live.models.restorers._TILE_PX", 320)
+    restorer.prepare((400, 300))
+    ready = set(graphs)
+    restorer.restore(np.random.default_rng(1).poisson(5.0, (400, 300)).astype(np.float32))
+    assert set(graphs) == ready

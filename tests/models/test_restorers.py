@@ -339,7 +339,8 @@ def test_the_cards_figures_are_the_networks() -> None:
     from tem_live.models.publish import count_gmac, receptive_field_px
 
     card = read_card(WEIGHTS / "fast.json")
-    network = DoseUNet(card.architecture["widths"], card.architecture["blocks"])
+    shape = card.architecture
+    network = DoseUNet(shape["widths"], shape["blocks"], middles=shape["middles"])
     assert sum(p.numel() for p in network.parameters()) == card.parameters
     assert count_gmac(network) == pytest.approx(card.gmac_512, abs=0.01)
     assert receptive_field_px(network) == card.receptive_field_px
