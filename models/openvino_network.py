@@ -41,8 +41,8 @@ _Array = npt.NDArray[np.float64]
 # Contrast of a frame: its largest mean of a 4 x 4 block in units of the noise. That of noise alone;
 # from one graph to the next it doubles, and beyond the last one the caller's network is used.
 _LEAST, _STEPS = 1.25, 7
-# Most frames at a few e-/px need one of the first two.
-_USUAL = 2
+# Frames at up to 20 e-/px need one of the first ones.
+_USUAL = 3
 # Contrast, in the same unit, at which the scales are measured.
 _MEASURED_AT = 16.0
 _SIDE = 192
@@ -50,8 +50,9 @@ _SIDE = 192
 _DEEP_MIDDLE = 1.5
 # What goes beyond the scales by this factor is cut off at the limit: that of a few pixels.
 _SLACK = 1.1
-# Graphs that are kept: frames of one shape use two or three.
-_GRAPHS = 8
+# Graphs that are kept, of one shape and altogether. A frame that is out of the common (a hit, say)
+# must not let the memory of a long run grow: its graph takes the place of another one.
+_OF_ONE_SHAPE, _GRAPHS = _USUAL, 8
 
 
 def openvino_network(network: DoseUNet, exact: Callable[[], Network]) -> OpenvinoNetwork | None:
@@ -116,15 +117,19 @@ class OpenvinoNetwork:
         found = self.within_scales(blocks, vector, waves)
         if found is not None:
             return found
+        return self._exactly()(blocks, vector, waves)
+
+    def prepare(self, height: int, width: int) -> None:
+        """Make what most frames of this many blocks will need; each takes some tenths of a s."""
+        for step in range(_USUAL):
+            self._graph(height, width, step)
+        self._exactly()
+
+    def _exactly(self) -> Network:
         with self._lock:
             if self._exact is None:
                 self._exact = self._make_exact()
-        return self._exact(blocks, vector, waves)
-
-    def prepare(self, height: int, width: int) -> None:
-        """Compile what most frames of this many blocks will need; each takes some tenths of a s."""
-        for step in range(_USUAL):
-            self._graph(height, width, step)
+            return self._exact
 
     def within_scales(
         self, blocks: Tensor, vector: Tensor, waves: Tensor | None = None
@@ -154,6 +159,7 @@ class OpenvinoNetwork:
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None:
+                self._make_room(height, width)
                 contrast = _LEAST * 2.0**step
                 ranges = {
                     place: noise + contrast * self._range_per_contrast[place]
@@ -161,10 +167,15 @@ class OpenvinoNetwork:
                 }
                 graph = _Graph(self._core, self._network, height, width, ranges, threads)
                 self._graphs[key] = graph
-                while len(self._graphs) > _GRAPHS:
-                    self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
         return graph
+
+    def _make_room(self, height: int, width: int) -> None:
+        alike = [key for key in self._graphs if key[:2] == (height, width)]
+        for old in alike[: 1 - _OF_ONE_SHAPE]:
+            del self._graphs[old]
+        while len(self._graphs) >= _GRAPHS:
+            self._graphs.popitem(last=False)
 
 
 class _Graph:

@@ -128,6 +128,17 @@ def test_graphs_are_not_kept_without_end(made, monkeypatch):
     assert len(made._graphs) == 3
 
 
+def test_an_uncommon_frame_takes_the_place_of_another_graph(made):
+    with torch.inference_mode():
+        made.prepare(16, 16)
+        before = set(made._graphs)
+        for amplitude in (10.0, 1.0, 40.0, 1.0):
+            made(*inputs(amplitude, height=16, width=16))
+    assert len(made._graphs) == len(before) == openvino_network._OF_ONE_SHAPE
+    # That of common frames has not been forgotten.
+    assert len(before & set(made._graphs)) == 1
+
+
 def test_tiles_of_a_frame_need_not_lie_in_one_piece(made, network):
     blocks, vector = inputs(1.0)
     with torch.inference_mode():
