@@ -89,9 +89,10 @@ def _stages(size: int, restorer: Any) -> tuple[dict[str, float], dict[str, float
     ring = FrameRing(backend, 1, (size, size), np.dtype(np.uint16))
     slot = ring.acquire()
     assert slot is not None
-    electrons = np.random.default_rng(1).poisson(5.0, (min(size, 1024),) * 2)
-    tiles = -(-size // electrons.shape[0])
-    slot.host[...] = np.tile(100 + 40 * electrons, (tiles, tiles))[:size, :size]
+    # Noise that is new everywhere: what repeats itself would be taken for a lattice.
+    random = np.random.default_rng(1)
+    for row in slot.host:
+        row[:] = 100 + 40 * random.poisson(5.0, size)
     backend.upload(slot.host, slot.raw)
     calibrator = Calibrator(backend.xp, (size, size), 40.0, 100.0, xray_sigma=8.0)
     drift = DriftEstimator()
