@@ -158,8 +158,10 @@ class RecipeData(lightning.LightningDataModule):
             dataset,
             batch_size=None,
             num_workers=self.recipe.machine.workers,
+            # A fork would take the threads' locks of other libraries along, but not the threads.
+            multiprocessing_context="spawn" if self.recipe.machine.workers else None,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=False,
+            persistent_workers=self.recipe.machine.workers > 0,
         )
 
     def transfer_batch_to_device(

@@ -66,6 +66,9 @@ def openvino_network(network: DoseUNet, exact: Callable[[], Network]) -> Openvin
         Makes the network that computes what does not fit the fixed scales; called when the first
         such frame comes.
     """
+    if not all(bool(part.isfinite().all()) for part in network.parameters()):
+        _log.warning("OpenVINO is not used: weights of this network are not finite")
+        return None
     blocks, vector = trial(1.0)
     waves = torch.zeros_like(blocks) if network.waves else None
     try:
