@@ -139,6 +139,8 @@ class OpenvinoNetwork:
     ) -> Tensor | None:
         """`__call__`, or None for a frame that fits no fixed scale."""
         contrast = float(blocks.mean(dim=1).abs_().max())
+        if not contrast <= _LEAST * 2.0 ** (_STEPS - 1):  # too large, or no number
+            return None
         step = max(0, int(np.ceil(np.log2(max(contrast, 1e-9) / _LEAST))))
         inputs = [_rows_of_channels(blocks), vector.contiguous().numpy()]
         if waves is not None:

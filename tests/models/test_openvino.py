@@ -77,6 +77,16 @@ def test_what_fits_no_scale_is_computed_exactly(made, network, amplitude, fringe
     assert made.exact.calls == 1
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e30])
+def test_blocks_without_any_scale_are_left_to_the_network(made, value):
+    blocks, vector = inputs(1.0)
+    blocks[0, :, 3, 4] = value
+    with torch.inference_mode():
+        assert made.within_scales(blocks, vector) is None
+        made(blocks, vector)
+    assert made.exact.calls == 1
+
+
 def test_scales_that_are_too_small_are_noticed_and_enlarged(made, network):
     blocks, vector = inputs(2.0)
     with torch.inference_mode():
