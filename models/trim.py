@@ -228,6 +228,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, help="path of the .safetensors to be written")
     options = parser.parse_args(argv)
     try:
+        if options.frames < 1:
+            raise InputError(f"--frames {options.frames}: look at one frame or more")
         restorer = load_restorer(options.start, "cpu", "float32")
         network = network_of(restorer)
         seen = seen_middles(restorer, options.frames)

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import torch
+from arguments import positive, sides
 
 from tem_live import threads
 from tem_live.models import load_restorer
@@ -23,8 +24,8 @@ from tem_live.models.testscenes import reference_scene
 def main() -> None:
     """Print one line for each side and scene."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sides", default="256,512,1024,2048")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for each line")
+    parser.add_argument("--sides", type=sides, default=[256, 512, 1024, 2048])
+    parser.add_argument("--seconds", type=positive, default=3.0, help="time for each line")
     options = parser.parse_args()
     torch.set_num_threads(1)
     threads.keep_memory()
@@ -42,7 +43,7 @@ def main() -> None:
         return answer
 
     restorer._run = remembered  # type: ignore[attr-defined]
-    for side in map(int, options.sides.split(",")):
+    for side in options.sides:
         y, x = np.mgrid[:side, :side]
         crystal = np.tile(reference_scene("crystal", 512), (-(-side // 512),) * 2)[:side, :side]
         soft = 1.0 + 0.3 * np.sin(x / 40.0) * np.cos(y / 31.0)

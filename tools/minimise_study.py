@@ -14,17 +14,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import count, counts, positive
 from scipy import ndimage
 
 from tem_live.calibration import Calibrator
 from tem_live.damage import DamageMeter
 from tem_live.drivers.protocols import CameraSettings
+from tem_live.errors import TemLiveError
 from tem_live.fidelity import THRESHOLD, FidelityMeter
 from tem_live.instrument import make_camera
 from tem_live.minimise import DoseController, EquivalentDose, Resolution, Target
@@ -254,24 +257,29 @@ def _row(looped: Series, tried: Sequence[Series]) -> dict[str, float]:
     }
 
 
-def seeds(text: str) -> list[int]:
-    """Numbers with commas."""
-    return [int(number) for number in text.split(",")]
-
-
-def main() -> None:
-    """Run the study and print a row a seed."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=seeds, default=[1, 2, 3, 4, 5], metavar="1,2,...")
+    parser.add_argument("--seeds", type=counts, default=[1, 2, 3, 4, 5], metavar="1,2,...")
     parser.add_argument("--model", default="gaussian")
-    parser.add_argument("--resolution", type=float, default=1.0, metavar="NM")
-    parser.add_argument("--equivalent-dose", type=float, metavar="E_PER_PX")
-    parser.add_argument("--size", type=int, default=512, help="side of the frames in pixels")
-    parser.add_argument("--confidence", type=float, default=0.9)
-    parser.add_argument("--points", type=int, default=24, help="frames scored of a fixed dose")
+    parser.add_argument("--resolution", type=positive, default=1.0, metavar="NM")
+    parser.add_argument("--equivalent-dose", type=positive, metavar="E_PER_PX")
+    parser.add_argument("--size", type=count, default=512, help="side of the frames in pixels")
+    parser.add_argument("--confidence", type=positive, default=0.9)
+    parser.add_argument("--points", type=count, default=24, help="frames scored of a fixed dose")
     parser.add_argument("--only-loop", action="store_true")
     parser.add_argument("--out", type=Path, help="write everything here, as JSON")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
+    try:
+        study(given)
+    except TemLiveError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0
+
+
+def study(given: argparse.Namespace) -> None:
+    """Print a row a seed."""
     restore = load_restorer(given.model, device="cpu").restore
     scale = Scale(None if given.equivalent_dose else given.resolution, given.equivalent_dose)
     kept, rows = [], []
@@ -298,4 +306,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

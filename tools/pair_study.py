@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from arguments import positive
 from scipy import ndimage
 
 from tem_live.errors import TemLiveError
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python tools/pair_study.py", description=__doc__)
     parser.add_argument("folder", type=Path, help="with frame_1.tif and frame_2.tif")
-    parser.add_argument("--counts-per-electron", type=float, default=44.0)
+    parser.add_argument("--counts-per-electron", type=positive, default=44.0)
     parser.add_argument("--model", default="fast")
     options = parser.parse_args(argv)
     try:

@@ -12,6 +12,7 @@ import argparse
 import sys
 
 import numpy as np
+from arguments import count
 
 from tem_live.errors import InputError, TemLiveError
 from tem_live.models import cameras, load_restorer, scores, testscenes
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="fast")
-    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--size", type=count, default=512)
     parser.add_argument("--precision", default="auto", choices=("auto", "int8", "float16"))
     options = parser.parse_args(argv)
     try:

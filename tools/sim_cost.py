@@ -9,6 +9,7 @@ with --busy a second thread multiplies matrices meanwhile, as restoring does.
 from __future__ import annotations
 
 import argparse
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +17,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from arguments import count
 
 from tem_live.drivers import sim_detector, sim_readout, sim_view
 from tem_live.drivers.protocols import CameraSettings
+from tem_live.drivers.sim_camera import SimCamera
 from tem_live.drivers.sim_chance import PoissonTable
+from tem_live.errors import InputError, TemLiveError
 from tem_live.instrument import make_camera
 from tem_live.profiles import load_profile
 
@@ -33,24 +37,34 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
 )
 
 
-def main() -> None:
-    """Print the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="sim", help="one with the simulated camera")
-    parser.add_argument("--frames", type=int, default=200)
+    parser.add_argument("--frames", type=count, default=200)
     parser.add_argument("--busy", action="store_true", help="beside another busy thread")
-    arguments = parser.parse_args()
-    frame = camera_of(arguments.profile)
-    frame()
+    arguments = parser.parse_args(argv)
+    try:
+        frame = camera_of(arguments.profile)
+    except TemLiveError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
     with busy_thread() if arguments.busy else nothing():
-        whole = [spent_ms(frame) for _ in range(arguments.frames)]
-        spent: dict[str, list[float]] = {name: [] for name, _, _ in PARTS}
-        for name, owner, function in PARTS:
-            watch(owner, function, spent[name])
-        for _ in range(arguments.frames):
-            for times_ms in spent.values():
-                times_ms.append(0.0)
-            frame()
+        table(frame, arguments.frames)
+    return 0
+
+
+def table(frame: Callable[[], object], frames: int) -> None:
+    """Take twice so many frames and print what they cost."""
+    frame()
+    whole = [spent_ms(frame) for _ in range(frames)]
+    spent: dict[str, list[float]] = {name: [] for name, _, _ in PARTS}
+    for name, owner, function in PARTS:
+        watch(owner, function, spent[name])
+    for _ in range(frames):
+        for times_ms in spent.values():
+            times_ms.append(0.0)
+        frame()
     print(f"{'ms of a thread':26s}  least  median")
     for name, times_ms in [*spent.items(), ("a frame", whole)]:
         print(f"{name:26s} {min(times_ms):6.2f}  {np.median(times_ms):6.2f}")
@@ -60,6 +74,8 @@ def camera_of(profile_name: str) -> Callable[[], object]:
     """A running camera; what is returned takes its next frame."""
     profile = load_profile(profile_name)
     camera: Any = make_camera(profile)
+    if not isinstance(camera, SimCamera):
+        raise InputError(f"profile {profile.name!r} has no simulated camera; use sim")
     now_s = camera.microscope.clock()
     camera.microscope.clock = lambda: now_s
     camera.open()
@@ -121,4 +137,4 @@ def nothing() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

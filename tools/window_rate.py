@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arguments import positive
+
 from tem_live.errors import TemLiveError
 from tem_live.threads import let_threads_sleep, switch_quickly
 
@@ -70,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--profile", default="sim")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--after-s", type=float, default=8.0)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--after-s", type=positive, default=8.0)
+    parser.add_argument("--seconds", type=positive, default=20.0)
     options = parser.parse_args(argv)
     let_threads_sleep()
     switch_quickly()

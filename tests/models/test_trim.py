@@ -121,6 +121,7 @@ def test_the_command_writes_a_restorer(tmp_path: Path, capsys: pytest.CaptureFix
         (["fast", "--frames", "1", "--middles", "a,b", "--to", "x.safetensors"], "numbers"),
         (["fast", "--frames", "1", "--middles", "4", "--to", "x.safetensors"], "do not fit"),
         (["fast", "--frames", "1", "--middles", "4", "--to", "x.pt"], ".safetensors"),
+        (["fast", "--frames", "0"], "one frame or more"),
         (["nowhere"], "no restorer is called"),
     ],
 )
