@@ -9,9 +9,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 run: $(VENV)/.run
 	$(BIN)/tem-live gui --profile sim
 
-# Many tests wait for a timeout or a simulator: three at once on two cores.
+# Many tests wait for a timeout or a simulator: three at once on two cores. One that takes its process
+# with it ends the run: pytest-xdist may wait forever for what that process had still to do.
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen $(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart 0
 
 # Against programs that others wrote, as far as they are installed.
 peers: $(VENV)/.test

@@ -19,6 +19,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,20 @@ _SLACK = 1.1
 # Graphs that are kept, of one shape and altogether. A frame that is out of the common (a hit, say)
 # must not let the memory of a long run grow: its graph takes the place of another one.
 _OF_ONE_SHAPE, _GRAPHS = _USUAL, 8
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's core, the one of this process.
+
+    On Linux its CPU plugin gives the thread that loads it a stack for signal handlers, and takes it
+    away when it is unloaded. With two plugins, unloaded in the order in which they were loaded, a
+    stack stays set that is no more, and the next signal (Ctrl-C) ends the process. So one plugin is
+    loaded, and it stays.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def openvino_network(network: DoseUNet, exact: Callable[[], Network]) -> OpenvinoNetwork | None:
@@ -110,7 +125,7 @@ class OpenvinoNetwork:
         self._network = network
         self._make_exact = exact
         self._exact: Network | None = None
-        self._core = openvino.Core()
+        self._core = _core()
         self._noise_range, self._range_per_contrast = _measured_ranges(network)
         self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
         self._lock = threading.Lock()

@@ -1,6 +1,8 @@
 """OpenVINO: every kind of frame, however it differs from what the fixed scales were chosen for."""
 
 import logging
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -199,3 +201,38 @@ def test_a_restorer_is_ready_before_its_first_frame(monkeypatch):
     ready = set(graphs)
     restorer.restore(np.random.default_rng(1).poisson(5.0, (400, 300)).astype(np.float32))
     assert set(graphs) == ready
+
+
+RESTORERS_IN_TURN = """
+import gc, signal, torch
+from tem_live.models.network import DoseUNet
+from tem_live.models.openvino_network import openvino_network
+
+def made():
+    network = DoseUNet((8, 16), (1, 1)).eval()
+    graphs = openvino_network(network, lambda: network)
+    graphs.prepare(8, 8)
+    return graphs
+
+handled = []
+signal.signal(signal.SIGINT, lambda *_: handled.append(True))
+first, second = made(), made()
+del first
+gc.collect()
+del second
+gc.collect()
+signal.raise_signal(signal.SIGINT)
+assert handled
+"""
+
+
+def test_a_signal_after_restorers_were_changed_does_no_harm():
+    # A process of its own: this is about one that can end.
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", RESTORERS_IN_TURN],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
