@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["BLOCK", "CONDITIONS", "DoseUNet", "block_bands", "conditions"]
+__all__ = [
+    "BLOCK",
+    "CLEAN",
+    "CONDITIONS",
+    "DoseUNet",
+    "block_bands",
+    "conditions",
+    "scaled_bands",
+]
 
 BLOCK = 4
 """Side of the blocks that pixel unshuffling turns into channels, in pixels."""
@@ -33,9 +41,9 @@ _ABS_TO_SIGMA = math.sqrt(math.pi / 2.0)
 _MEAN_FLOOR = 0.02
 # Bands of more than this many times the noise are all signal.
 _MOST = 50.0
-# Power of a band over that of the noise, minus 1, from which on half of the band is passed on
-# untouched: far beyond what is trained for, so that nearly noise-free frames are left alone.
-_CLEAN = 1000.0
+CLEAN = 1000.0
+"""Power of a band over that of the noise, minus 1, from which on half of the band is passed on
+untouched: far beyond what is trained for, so that nearly noise-free frames are left alone."""
 
 
 def _hadamard() -> Tensor:
@@ -90,6 +98,13 @@ def conditions(bands: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     level = torch.log(safe / torch.maximum(mean, _MEAN_FLOOR * safe))
     shape = torch.log((bands / safe[:, None]).clamp(0.5, _MOST))
     return sigma, torch.cat([level[:, None], shape], dim=1)
+
+
+def scaled_bands(blocks: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply blocks (N, 16, h, w) by matrices (N, 16, 16), or by (16, 16) where N is 1."""
+    if blocks.shape[0] == 1:
+        return functional.conv2d(blocks, matrix.view(BLOCK * BLOCK, BLOCK * BLOCK, 1, 1))
+    return torch.einsum("nij,njhw->nihw", matrix, blocks)
 
 
 class DoseUNet(nn.Module):
@@ -211,18 +226,19 @@ class DoseUNet(nn.Module):
 
     def linear(self, blocks: Tensor, vector: Tensor) -> Tensor:
         """Scale the Walsh-Hadamard bands of each block; arguments and result as in `forward`."""
+        return scaled_bands(blocks, self.matrix(vector))
+
+    def matrix(self, vector: Tensor) -> Tensor:
+        """What `linear` multiplies each block by, float32 (N, 16, 16), from (N, 16)."""
         excess = torch.expm1(2.0 * vector[:, 1:]).clamp_min(0.0)
-        clean = excess / (excess + _CLEAN)
+        clean = excess / (excess + CLEAN)
         # Of the block means the noise alone is known; images have no less power there than in
         # the coarsest bands, rows 1 and 4 of the transform.
         clean = torch.cat([torch.maximum(clean[:, :1], clean[:, 3:4]), clean], dim=1)
         gain = torch.sigmoid(self.gain(vector))
         gain = gain + (1.0 - gain) * clean
         hadamard = self.hadamard
-        matrix = hadamard.T @ (gain[:, :, None] * hadamard)
-        if blocks.shape[0] == 1:
-            return functional.conv2d(blocks, matrix[0, :, :, None, None])
-        return torch.einsum("nij,njhw->nihw", matrix, blocks)
+        return hadamard.T @ (gain[:, :, None] * hadamard)
 
 
 class _Block(nn.Module):

@@ -12,6 +12,7 @@ This module imports torch; import it lazily.
 from __future__ import annotations
 
 import math
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
@@ -174,7 +175,9 @@ def _standing_out(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Ten
         ground.taken_from(log, rows, columns).amax(dim=1)
         for rows in strips(height, columns, log.device)
     ]
-    candidates = (torch.cat(strongest) > math.log(_SURE)).nonzero()[:, 0]
+    # Of a small frame there is but one strip, and each step costs more than what it does.
+    every = torch.cat(strongest) if len(strongest) > 1 else strongest[0]
+    candidates = (every > math.log(_SURE)).nonzero()[:, 0]
     if not len(candidates):
         return None
     excess = ground.taken_from(log, slice(0, height), log.shape[1])
@@ -193,23 +196,33 @@ def _log_power(spectrum: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     height, columns = spectrum.shape
     log = torch.empty((height, columns), device=spectrum.device)
-    down, across = log.new_empty(height), log.new_zeros(columns)
-    largest = log.new_full((columns,), -math.inf)
+    down = log.new_empty(height)
+    sums, largest = [], []
     for rows in strips(height, 2 * columns, spectrum.device):
         squares = torch.view_as_real(spectrum[rows]).square()
         part = torch.add(squares[..., 0], squares[..., 1], out=log[rows])
         part.clamp_min_(1e-12).log_()
-        across += part.sum(dim=0)
-        torch.maximum(largest, part.amax(dim=0), out=largest)
+        sums.append(part.sum(dim=0))
+        largest.append(part.amax(dim=0))
         torch.mean(part, dim=1, out=down[rows])
-    return log, down, across.div_(height), largest
+    return log, down, reduce(torch.add, sums).div_(height), reduce(torch.maximum, largest)
+
+
+@lru_cache(maxsize=8)
+def _too_long(
+    height: int, width: int, columns: int, longest_px: float, device: torch.device
+) -> Tensor:
+    """Which coefficients (H, columns) hold periods that are too long to count; the same for all."""
+    fy = torch.fft.fftfreq(height, device=device)[:, None]
+    fx = torch.fft.rfftfreq(width, device=device)[:columns]
+    too_long: Tensor = fy.square_() + fx.square_() <= longest_px**-2
+    return too_long
 
 
 class _Ground:
     """Logarithm of the power of the noise, from the means of the spectrum's logarithm."""
 
     def __init__(self, down: Tensor, across: Tensor, longest_px: float, width: int) -> None:
-        device = down.device
         # The largest of three: down + across - mean, down and across; and never under the half.
         self._down = (down + _EULER)[:, None]
         self._rise = (across - across.mean()).clamp_min_(0.0)
@@ -217,9 +230,7 @@ class _Ground:
         """Under this it is nowhere in a column."""
         self.slow = min(int(width / longest_px) + 2, len(across))
         """So many columns, the first ones, hold periods that are too long to count."""
-        fy = torch.fft.fftfreq(len(down), device=device)[:, None]
-        fx = torch.fft.rfftfreq(width, device=device)[: self.slow]
-        self._too_long = fy.square_() + fx.square_() <= longest_px**-2
+        self._too_long = _too_long(len(down), width, self.slow, longest_px, down.device)
 
     def taken_from(self, log: Tensor, rows: slice, columns: int) -> Tensor:
         """Logarithm of the power over that of the noise in the first columns, in new memory.

@@ -18,7 +18,7 @@ import numpy as np
 
 from tem_live.analysis import DriftEstimator
 from tem_live.calibration import Calibrator
-from tem_live.drivers.protocols import CameraSettings
+from tem_live.drivers.protocols import Blanker, CameraSettings
 from tem_live.frames import FrameRing, Slot, open_backend
 from tem_live.instrument import make_camera, make_column
 from tem_live.pipeline import MOST_WORKERS
@@ -342,6 +342,8 @@ def _driver_ms(profile: Profile, slot: Slot) -> float:
     try:
         if column is not None:
             column.open()
+        if isinstance(column, Blanker):
+            column.set_blanked(False)
         state = camera.configure(CameraSettings(exposure_s=profile.camera.exposure_s))
         times: list[float] = []
         for _ in range(4):

@@ -7,8 +7,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tem_live.bench import _core_ms, _page_faults, _torch_bytes
+from tem_live.bench import _core_ms, _driver_ms, _page_faults, _torch_bytes
 from tem_live.bench_scaling import Cost, cost_by_size, draw
+from tem_live.frames import FrameRing, open_backend
+from tem_live.profiles import load_profile
 
 
 def cost(size: int, ns_per_px: float) -> Cost:
@@ -25,6 +27,7 @@ def cost(size: int, ns_per_px: float) -> Cost:
 
 def test_each_size_has_its_stages(monkeypatch):
     monkeypatch.setattr("tem_live.bench_scaling.MOST_REPEATS", 2)
+    monkeypatch.setattr("tem_live.bench_scaling.TURNS", 2)
     found = cost_by_size([96, 64], "cpu", "gaussian")
     assert [row["size"] for row in found["costs"]] == [64, 96]
     for row in found["costs"]:
@@ -37,6 +40,7 @@ def test_each_size_has_its_stages(monkeypatch):
 
 def test_what_would_take_too_long_is_left_out_and_named(monkeypatch):
     monkeypatch.setattr("tem_live.bench_scaling.MOST_REPEATS", 2)
+    monkeypatch.setattr("tem_live.bench_scaling.TURNS", 2)
     monkeypatch.setattr("tem_live.bench_scaling.SLOWEST_S", 1e-9)
     found = cost_by_size([64, 128], "cpu", "none")
     assert [row["size"] for row in found["costs"]] == [64]
@@ -93,3 +97,11 @@ def test_time_of_a_core_is_taken_in_turns(monkeypatch):
     found = _core_ms({"a": Counting("a"), "b": Counting("b")}, 16)
     assert turns == ["a", "b"] * 3
     assert set(found) == {"a", "b"}
+
+
+def test_the_driver_is_measured_with_electrons():
+    profile = load_profile("sim", ["camera.sensor_height_px=64", "camera.sensor_width_px=64"])
+    slot = FrameRing(open_backend("cpu"), 1, (64, 64), np.dtype(np.uint16)).acquire()
+    assert _driver_ms(profile, slot) > 0.0
+    # 100 counts are the offset; about 5 e-/px of 40 counts each come on top.
+    assert slot.host.mean() > 150.0
