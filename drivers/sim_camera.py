@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tem_live.drivers.checks import check_buffer, check_settings
+from tem_live.drivers.checks import check_settings
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -27,17 +27,17 @@ from tem_live.drivers.sim_detector import Detector, binned
 from tem_live.drivers.sim_microscope import SimMicroscope
 from tem_live.drivers.sim_options import SimCameraOptions
 from tem_live.drivers.sim_readout import SATURATION_COUNTS
-from tem_live.drivers.sim_run import SimRun, SimSeries
+from tem_live.drivers.sim_run import SimRun
 from tem_live.drivers.sim_scenes import Scene
+from tem_live.drivers.sim_source import SimSource
 from tem_live.drivers.sim_view import Optics, View
 from tem_live.drivers.sim_windows import Plane, Window
-from tem_live.errors import NotConnectedError
 
 EXPOSURE_RANGE_S = (0.001, 10.0)
 BINNINGS = (1, 2, 4)
 
 
-class SimCamera:
+class SimCamera(SimSource):
     """Simulated camera; see the module's text.
 
     Parameters
@@ -53,14 +53,12 @@ class SimCamera:
         area_A2 = (options.specimen_pixel_nm * 10) ** 2
         # A disc of 1.2 times the diagonal of the field.
         diagonal_nm = math.hypot(*self._sensor) * options.specimen_pixel_nm
-        self.microscope = SimMicroscope(
+        microscope = SimMicroscope(
             options.specimen_pixel_nm,
             options.beam_e_per_px_s / area_A2,
             beam_area_nm2=math.pi / 4 * (1.2 * diagonal_nm) ** 2,
         )
-        """The beam; `SimColumn` steers it."""
-        self._series = SimSeries(self.microscope, options.buffer_frames, "camera")
-        self._open = False
+        super().__init__(microscope, options.buffer_frames, "camera")
         self._parts: tuple[View, Detector] | None = None
         self._brightness = 1.0
         self._state = self._state_of(CameraSettings(0.1), (0, 0, *self._sensor))
@@ -83,32 +81,9 @@ class SimCamera:
         )
 
     @property
-    def true_fluence_e_per_A2(self) -> float:
-        """See `HasTrueFluence`."""
-        return self.microscope.true_fluence_e_per_A2
-
-    @property
     def scene(self) -> Scene:
         """The specimen. Raises `NotConnectedError` before the first `open`."""
         return self._laid_out[0].scene
-
-    def open(self) -> None:
-        """See `Camera.open`; lays out specimen and detector the first time."""
-        if self._parts is None:
-            options = self.options
-            scene = options.lay_out(self._sensor)
-            if options.mean_transmission is not None:
-                whole = scene.transmission(Window(0, 0, *self._sensor), 0.0, 0.0)
-                self._brightness = options.mean_transmission / float(whole.mean())
-            view = View(scene, self._sensor, options.specimen_pixel_nm, self.microscope)
-            self._parts = view, Detector(options)
-        self._open = True
-        self.microscope.power_on()
-
-    def close(self) -> None:
-        """See `Camera.close`; the specimen and what it has taken stay."""
-        self.stop()
-        self._open = False
 
     def configure(self, settings: CameraSettings) -> CameraState:
         """See `Camera.configure`."""
@@ -116,23 +91,6 @@ class SimCamera:
         self._series.must_stand()
         self._state = self._state_of(settings, check_settings(settings, capabilities))
         return self._state
-
-    def start(self, frames: int | None = None) -> None:
-        """See `Camera.start`."""
-        self._must_be_open()
-        self._series.start(frames, self._state.frame_interval_s)
-
-    def stop(self) -> None:
-        """See `Camera.stop`."""
-        self._series.stop()
-
-    def read_into(self, buffer: npt.NDArray[Any], timeout_s: float) -> FrameMeta:
-        """See `Camera.read_into`."""
-        self._must_be_open()
-        run, state = self._series.running(), self._state
-        check_buffer(buffer, state.frame_shape, state.dtype)
-        sequence = self._series.await_frame(run, timeout_s)
-        return self._expose(buffer, run, state, sequence)
 
     def truth(self, meta: FrameMeta) -> npt.NDArray[np.float32]:
         """Expected electrons per pixel of a frame of this camera.
@@ -162,12 +120,19 @@ class SimCamera:
     @property
     def _laid_out(self) -> tuple[View, Detector]:
         if self._parts is None:
-            raise NotConnectedError("the simulated camera was never opened; call open() first")
+            raise self._never_opened()
         return self._parts
 
-    def _must_be_open(self) -> None:
-        if not self._open:
-            raise NotConnectedError("the simulated camera is closed; open it first")
+    def _lay_out(self) -> None:
+        if self._parts is not None:
+            return
+        options = self.options
+        scene = options.lay_out(self._sensor)
+        if options.mean_transmission is not None:
+            whole = scene.transmission(Window(0, 0, *self._sensor), 0.0, 0.0)
+            self._brightness = options.mean_transmission / float(whole.mean())
+        view = View(scene, self._sensor, options.specimen_pixel_nm, self.microscope)
+        self._parts = view, Detector(options)
 
     def _state_of(self, settings: CameraSettings, roi: Roi) -> CameraState:
         options, binning = self.options, settings.binning

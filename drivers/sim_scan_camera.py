@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tem_live.drivers.checks import check_buffer, check_settings
+from tem_live.drivers.checks import check_settings
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -33,17 +33,17 @@ from tem_live.drivers.sim_chance import frame_generator
 from tem_live.drivers.sim_microscope import ELECTRONS_PER_S_PER_PA, SimMicroscope
 from tem_live.drivers.sim_options import SimStemOptions
 from tem_live.drivers.sim_readout import SATURATION_COUNTS
-from tem_live.drivers.sim_run import SimRun, SimSeries
+from tem_live.drivers.sim_run import SimRun
 from tem_live.drivers.sim_scan import Timing, displacements, probed
 from tem_live.drivers.sim_scan_detector import ScanDetector
 from tem_live.drivers.sim_scenes import Scene
+from tem_live.drivers.sim_source import SimSource
 from tem_live.drivers.sim_windows import Plane, Window
-from tem_live.errors import NotConnectedError
 
 DWELL_RANGE_S = (5e-8, 1e-3)
 
 
-class SimStem:
+class SimStem(SimSource):
     """Simulated scan; see the module's text.
 
     Parameters
@@ -56,13 +56,12 @@ class SimStem:
 
     def __init__(self, options: SimStemOptions) -> None:
         self.options = options
-        self.microscope = SimMicroscope(
+        # The beam is a dose rate averaged over the field.
+        microscope = SimMicroscope(
             options.specimen_pixel_nm,
             options.beam_pA * ELECTRONS_PER_S_PER_PA / self.field_A2,
         )
-        """The beam, as a dose rate averaged over the field; `SimStemColumn` steers it."""
-        self._series = SimSeries(self.microscope, options.buffer_frames, "scan")
-        self._open = False
+        super().__init__(microscope, options.buffer_frames, "scan")
         self._scene: Scene | None = None
         self._detector = ScanDetector(options)
         self._timing = Timing(*self._shape, options.fly_back_s, 1e-6)
@@ -94,28 +93,11 @@ class SimStem:
         )
 
     @property
-    def true_fluence_e_per_A2(self) -> float:
-        """See `HasTrueFluence`."""
-        return self.microscope.true_fluence_e_per_A2
-
-    @property
     def scene(self) -> Scene:
         """The specimen. Raises `NotConnectedError` before the first `open`."""
         if self._scene is None:
-            raise NotConnectedError("the simulated scan was never opened; call open() first")
+            raise self._never_opened()
         return self._scene
-
-    def open(self) -> None:
-        """See `Camera.open`; lays out the specimen the first time."""
-        if self._scene is None:
-            self._scene = self.options.lay_out(self._shape)
-        self._open = True
-        self.microscope.power_on()
-
-    def close(self) -> None:
-        """See `Camera.close`; the specimen and what it has taken stay."""
-        self.stop()
-        self._open = False
 
     def configure(self, settings: CameraSettings) -> CameraState:
         """See `Camera.configure`; the dwell time is what the exposure leaves, in whole ns."""
@@ -128,23 +110,6 @@ class SimStem:
         self._timing = Timing(height, width, fly_back_s, dwell_s)
         self._state = self._state_of(self._timing)
         return self._state
-
-    def start(self, frames: int | None = None) -> None:
-        """See `Camera.start`."""
-        self._must_be_open()
-        self._series.start(frames, self._timing.frame_s)
-
-    def stop(self) -> None:
-        """See `Camera.stop`."""
-        self._series.stop()
-
-    def read_into(self, buffer: npt.NDArray[Any], timeout_s: float) -> FrameMeta:
-        """See `Camera.read_into`."""
-        self._must_be_open()
-        run, timing = self._series.running(), self._timing
-        check_buffer(buffer, self._state.frame_shape, self._state.dtype)
-        sequence = self._series.await_frame(run, timeout_s)
-        return self._expose(buffer, run, timing, sequence)
 
     def truth(self, meta: FrameMeta) -> npt.NDArray[np.float32]:
         """Expected electrons per pixel of a frame of this scan, without what the scan does to it.
@@ -166,9 +131,9 @@ class SimStem:
         share = self._detected(window, raw["specimen_time_s"], raw["fluence_e_per_A2"])
         return share * _unfolded(raw["incident_lines"], window.height)[:, None]
 
-    def _must_be_open(self) -> None:
-        if not self._open:
-            raise NotConnectedError("the simulated scan is closed; open it first")
+    def _lay_out(self) -> None:
+        if self._scene is None:
+            self._scene = self.options.lay_out(self._shape)
 
     def _state_of(self, timing: Timing) -> CameraState:
         options = self.options
@@ -198,9 +163,10 @@ class SimStem:
         return share
 
     def _expose(
-        self, buffer: npt.NDArray[Any], run: SimRun, timing: Timing, sequence: int
+        self, buffer: npt.NDArray[Any], run: SimRun, state: CameraState, sequence: int
     ) -> FrameMeta:
-        options = self.options
+        # What it is set to does not change while it runs.
+        options, timing = self.options, self._timing
         rng = frame_generator(options.seed, run.number, sequence)
         begin_s = run.begin_s(sequence)
         incident = self._incident_lines(begin_s, timing)

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tem_live.errors import ModelError
+from tem_live.paths import written_whole
 
 __all__ = ["ModelCard", "Score", "read_card", "sha256_of", "write_card"]
 
@@ -155,7 +156,6 @@ def read_card(path: Path) -> ModelCard:
 
 def write_card(path: Path, card: ModelCard) -> None:
     """Write a card as JSON, in one move."""
-    part = path.with_name(path.name + ".part")
     text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    part.write_text(text + "\n", encoding="utf-8", newline="\n")
-    part.replace(path)
+    with written_whole(path) as part:
+        part.write_text(text + "\n", encoding="utf-8", newline="\n")

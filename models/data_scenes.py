@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tem_live.errors import InputError
 from tem_live.models.scenes_extra import bank_name, recipe_scene
 from tem_live.models.training import Recipe
+from tem_live.paths import written_whole
 
 __all__ = ["open_scenes", "scene_file"]
 
@@ -57,9 +58,7 @@ def scene_file(recipe: Recipe, folder: Path, processes: int | None = None) -> Pa
         return path
     folder.mkdir(parents=True, exist_ok=True)
     _log.info("generating %d scenes of %d px", data.scenes, data.scene_px)
-    part = path.with_suffix(".part.npy")
     shape = (data.scenes, data.scene_px, data.scene_px)
-    bank = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
     tasks = [
         (
             recipe.seed,
@@ -71,20 +70,23 @@ def scene_file(recipe: Recipe, folder: Path, processes: int | None = None) -> Pa
         for first in range(0, data.scenes, _TOGETHER)
     ]
     processes = min(processes or os.cpu_count() or 1, len(tasks))
-    if processes == 1:
-        for task in tasks:
-            bank[task[1] : task[1] + task[2]] = _scenes(*task)
-    else:
-        import multiprocessing
+    with written_whole(path) as part:
+        bank = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+        if processes == 1:
+            for task in tasks:
+                bank[task[1] : task[1] + task[2]] = _scenes(*task)
+        else:
+            import multiprocessing
 
-        # Forked from a process with threads a child can hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            for task, made in zip(tasks, pool.map(_scenes, *zip(*tasks, strict=True)), strict=True):
-                bank[task[1] : task[1] + task[2]] = made
-    bank.flush()
-    del bank
-    part.replace(path)
+            # Forked from a process with threads a child can hang.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(processes, mp_context=context) as pool:
+                for task, made in zip(
+                    tasks, pool.map(_scenes, *zip(*tasks, strict=True)), strict=True
+                ):
+                    bank[task[1] : task[1] + task[2]] = made
+        bank.flush()
+        del bank
     return path
 
 

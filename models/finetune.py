@@ -25,6 +25,7 @@ from tem_live.models.cards import ModelCard, Score, sha256_of, write_card
 from tem_live.models.pairs import Example, OwnData, load_own
 from tem_live.models.restorers import imported_folder, list_restorers, load_restorer
 from tem_live.models.training import Progress, Recipe, checked_recipe, writing_to
+from tem_live.paths import written_whole
 
 if TYPE_CHECKING:
     import threading
@@ -394,10 +395,8 @@ def _place(
     with safe_open(weights, "pt") as stream:
         steps = int(stream.metadata()["step"])
     placed = target / weights.name
-    part = placed.with_name(placed.name + ".part")
-    with writing_to(target):
+    with writing_to(target), written_whole(placed) as part:
         shutil.copyfile(weights, part)
-        part.replace(placed)
     score: tuple[Score, ...] = ()
     if data is not None and gain is not None:
         figures = {

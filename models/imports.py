@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tem_live.errors import InputError, ModelError
 from tem_live.models.cards import ModelCard, sha256_of, write_card
 from tem_live.models.restorers import imported_folder, list_restorers
+from tem_live.paths import written_whole
 
 if TYPE_CHECKING:
     import torch
@@ -269,11 +270,10 @@ def _write(
     from tem_live.models.macs import count_macs
 
     path = folder / f"{card.name}.safetensors"
-    part = path.with_name(path.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part)
-        part.replace(path)
+        with written_whole(path) as part:
+            save_file(tensors, part)
         frame = torch.empty(1, 1, 512, 512, device="meta")
         figures = {
             "parameters": sum(p.numel() for p in network.parameters()),

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from tem_live.errors import InputError
 from tem_live.models.training import Recipe, writing_to
+from tem_live.paths import written_whole
 
 __all__ = [
     "MOST_BYTES",
@@ -149,13 +150,11 @@ def write(
             _save_part(target, part, tensors)
         value = {"folder": target.name, "step": step, "seconds": seconds, "recipe": dict(recipe)}
         pointer = folder / "latest.json"
-        beside = pointer.with_name("latest.json.part")
-        with beside.open("w", encoding="utf-8") as stream:
+        with written_whole(pointer) as beside, beside.open("w", encoding="utf-8") as stream:
             stream.write(json.dumps(value, indent=2) + "\n")
             stream.flush()
             # The pointer must not reach the disk before what it points to.
             os.fsync(stream.fileno())
-        beside.replace(pointer)
     for old in folder.glob("step-*"):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
@@ -217,7 +216,6 @@ def write_weights(folder: Path, recipe: Recipe, average: nn.Module, step: int) -
     from safetensors.torch import save_file
 
     path = folder / f"{recipe.name}.safetensors"
-    part = path.with_name(path.name + ".part")
     metadata = {
         "architecture": "DoseUNet",
         "widths": json.dumps(recipe.network.widths),
@@ -230,7 +228,6 @@ def write_weights(folder: Path, recipe: Recipe, average: nn.Module, step: int) -
         name: tensor.detach().cpu().to(torch.float16).contiguous()
         for name, tensor in average.state_dict().items()
     }
-    with writing_to(folder):
+    with writing_to(folder), written_whole(path) as part:
         save_file(tensors, part, metadata=metadata)
-        part.replace(path)
     return path

@@ -48,10 +48,9 @@ Network = Callable[..., Tensor]
 _Array = npt.NDArray[np.float64]
 
 # Contrast of a frame: its largest mean of a 4 x 4 block in units of the noise. That of noise alone;
-# from one graph to the next it doubles, and beyond the last one the caller's network is used.
-_LEAST, _STEPS = 1.25, 7
-# Frames at up to 20 e-/px need one of the first ones.
-_USUAL = 3
+# from one graph to the next it doubles, and beyond the last one the caller's network is used. The
+# first three are enough up to 20 e-/px for anything, and up to 180 for thin specimens.
+_LEAST, _STEPS = 1.25, 4
 # Contrast, in the same unit, at which the scales are measured.
 _MEASURED_AT = 16.0
 _SIDE = 192
@@ -60,9 +59,8 @@ _DEEP_MIDDLE = 1.5
 _MEAN = torch.full((BLOCK * BLOCK,), 1.0 / BLOCK**2)
 # What goes beyond the scales by this factor is cut off at the limit: that of a few pixels.
 _SLACK = 1.1
-# Graphs that are kept, of one shape and altogether. A frame that is out of the common (a hit, say)
-# must not let the memory of a long run grow: its graph takes the place of another one.
-_OF_ONE_SHAPE, _GRAPHS = _USUAL, 8
+# Graphs that are kept: of two shapes.
+_GRAPHS = 2 * _STEPS
 
 
 @cache
@@ -147,10 +145,18 @@ class OpenvinoNetwork:
         return self._exactly()(blocks, vector, waves)
 
     def prepare(self, height: int, width: int) -> None:
-        """Make what most frames of this many blocks will need; each takes some tenths of a s."""
-        for step in range(_USUAL):
+        """Make all that frames of this many blocks can need; each graph takes some tenths of a s.
+
+        The memory that the rare frame needs that fits none of them is asked for now, too: that of a
+        long run shall not grow with it.
+        """
+        for step in range(_STEPS):
             self._graph(height, width, step)
-        self._exactly()
+        blocks = torch.zeros(1, BLOCK * BLOCK, height, width)
+        blocks = blocks.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            waves = blocks if self._network.waves else None
+            self._exactly()(blocks, torch.zeros(1, CONDITIONS), waves)
 
     def _exactly(self) -> Network:
         with self._lock:
@@ -189,7 +195,8 @@ class OpenvinoNetwork:
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None:
-                self._make_room(height, width)
+                while len(self._graphs) >= _GRAPHS:
+                    self._graphs.popitem(last=False)
                 contrast = _LEAST * 2.0**step
                 ranges = {
                     place: noise + contrast * self._range_per_contrast[place]
@@ -199,13 +206,6 @@ class OpenvinoNetwork:
                 self._graphs[key] = graph
             self._graphs.move_to_end(key)
         return graph
-
-    def _make_room(self, height: int, width: int) -> None:
-        alike = [key for key in self._graphs if key[:2] == (height, width)]
-        for old in alike[: 1 - _OF_ONE_SHAPE]:
-            del self._graphs[old]
-        while len(self._graphs) >= _GRAPHS:
-            self._graphs.popitem(last=False)
 
 
 class _Graph:

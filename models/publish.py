@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tem_live.errors import InputError, TemLiveError
 from tem_live.models.cards import ModelCard, Score, sha256_of, write_card
 from tem_live.models.training import load_recipe, writing_to
+from tem_live.paths import written_whole
 
 if TYPE_CHECKING:
     from tem_live.models.network import DoseUNet
@@ -161,10 +162,8 @@ def publish(
     except RuntimeError as error:
         raise InputError(f"{weights} was made by another version of the network") from error
     placed = target / weights.name
-    part = placed.with_name(placed.name + ".part")
-    with writing_to(target):
+    with writing_to(target), written_whole(placed) as part:
         shutil.copyfile(weights, part)
-        part.replace(placed)
     data = recipe.data
     card = ModelCard(
         name=recipe.name,

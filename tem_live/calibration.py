@@ -21,7 +21,7 @@ import platformdirs
 
 from tem_live.drivers.protocols import Roi
 from tem_live.errors import CalibrationError
-from tem_live.paths import check_target
+from tem_live.paths import check_target, written_whole
 
 Kind = Literal["dark", "gain"]
 
@@ -78,11 +78,9 @@ class Reference:
             "roi": self.roi,
             "taken": self.taken,
         }
-        part = path.with_name(path.name + ".part")
         try:
-            with part.open("wb") as file:
+            with written_whole(path) as part, part.open("wb") as file:
                 np.savez_compressed(file, image=self.image, meta=np.array(json.dumps(meta)))
-            part.replace(path)
         except OSError as error:
             raise CalibrationError(f"{path} cannot be written: {error.strerror}") from None
         return path

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tem_live.dose import dose_rate_per_A2_from_current, per_A2, per_pixel
 from tem_live.errors import CalibrationError, InputError, RefusedError
-from tem_live.paths import check_target
+from tem_live.paths import check_target, written_whole
 
 if TYPE_CHECKING:
     from tem_live.photon_transfer import NoisePoint
@@ -125,11 +125,10 @@ class DoseCalibration(BaseModel):
     def save(self, path: Path) -> Path:
         """Write it as JSON, replacing an older one whole. Raises `InputError`."""
         check_target(path)
-        partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(self.model_dump_json(indent=2), encoding="utf-8")
-            partial.replace(path)
+            with written_whole(path) as part:
+                part.write_text(self.model_dump_json(indent=2), encoding="utf-8")
         except OSError as error:
             raise CalibrationError(f"{path} cannot be written: {error.strerror}") from None
         return path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from tem_live.errors import InputError
@@ -27,6 +29,23 @@ def check_target(path: Path) -> Path:
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise InputError(f"{path} cannot be written: permission denied")
     return path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Have a file there as a whole or not at all; an older one stays until the new one is whole.
+
+    Yields the path beside it that is to be written. At the end it is moved to its place; after an
+    error (a full disk) it is removed, and what it took is free again.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> Path:

@@ -6,7 +6,6 @@ never come back by surprise.
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tem_live.gui.models.view_state import Colours
+from tem_live.paths import written_whole
 
 
 class GuiSettings(BaseModel):
@@ -70,11 +70,10 @@ class SettingsStore:
         """Write the settings whole or not at all; one line for the user if that failed."""
         if self.path is None:
             return None
-        part = self.path.with_suffix(f".{os.getpid()}.part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            part.replace(self.path)
+            with written_whole(self.path) as part:
+                part.write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             return f"the settings of the GUI cannot be saved: {error}"
         return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tem_live.paths import written_whole
 from tem_live.plain_json import plain
 
 _PROGRAM = "tem_live"
@@ -40,10 +41,8 @@ def gain_of(own: Mapping[str, Any]) -> float | None:
 
 def write_sidecar(path: Path, own: dict[str, Any]) -> None:
     """Leave the note beside a file that has no place for it."""
-    target = _sidecar(path)
-    part = target.with_name(f".{target.name}.part")
-    part.write_text(json.dumps(own, indent=1), encoding="utf-8")
-    part.replace(target)
+    with written_whole(_sidecar(path)) as part:
+        part.write_text(json.dumps(own, indent=1), encoding="utf-8")
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def distance(a, b):
     return float((a - b).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("amplitude", [0.0, 2.0, 10.0, 40.0])
+@pytest.mark.parametrize("amplitude", [0.0, 2.0, 4.0, 8.0])
 def test_it_follows_the_contrast_of_the_frame(made, network, amplitude):
     with torch.inference_mode():
         blocks, vector = inputs(amplitude)
@@ -70,7 +70,7 @@ def test_it_follows_the_contrast_of_the_frame(made, network, amplitude):
     assert made.exact.calls == 0
 
 
-@pytest.mark.parametrize(("amplitude", "fringes"), [(300.0, 0.0), (0.0, 30.0)])
+@pytest.mark.parametrize(("amplitude", "fringes"), [(40.0, 0.0), (300.0, 0.0), (0.0, 30.0)])
 def test_what_fits_no_scale_is_computed_exactly(made, network, amplitude, fringes):
     with torch.inference_mode():
         blocks, vector = inputs(amplitude, fringes)
@@ -140,15 +140,14 @@ def test_graphs_are_not_kept_without_end(made, monkeypatch):
     assert len(made._graphs) == 3
 
 
-def test_an_uncommon_frame_takes_the_place_of_another_graph(made):
+def test_an_uncommon_frame_needs_nothing_new(made):
     with torch.inference_mode():
         made.prepare(16, 16)
-        before = set(made._graphs)
+        before, calls = set(made._graphs), made.exact.calls
         for amplitude in (10.0, 1.0, 40.0, 1.0):
             made(*inputs(amplitude, height=16, width=16))
-    assert len(made._graphs) == len(before) == openvino_network._OF_ONE_SHAPE
-    # That of common frames has not been forgotten.
-    assert len(before & set(made._graphs)) == 1
+    assert set(made._graphs) == before
+    assert made.exact.calls > calls
 
 
 def test_tiles_of_a_frame_need_not_lie_in_one_piece(made, network):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tem_live.errors import InputError
-from tem_live.paths import check_target, numbered
+from tem_live.paths import check_target, numbered, written_whole
 
 
 def test_numbers_go_on(tmp_path: Path):
@@ -32,3 +32,16 @@ def test_what_is_no_file_is_no_target(tmp_path: Path):
     for target in targets:
         with pytest.raises(InputError, match=r"is not a file|cannot be written"):
             check_target(target)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    with written_whole(path) as part:
+        part.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+    with pytest.raises(OSError, match="full"), written_whole(path) as part:  # noqa: PT012
+        part.write_text("half of the sec")
+        raise OSError("the disk is full")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path], "what was written of it takes no room"
