@@ -59,8 +59,8 @@ _DEEP_MIDDLE = 1.5
 _MEAN = torch.full((BLOCK * BLOCK,), 1.0 / BLOCK**2)
 # What goes beyond the scales by this factor is cut off at the limit: that of a few pixels.
 _SLACK = 1.1
-# Graphs that are kept: of two shapes.
-_GRAPHS = 2 * _STEPS
+# Shapes whose graphs are kept. The views of `best` have so many.
+_SHAPES = 4
 
 
 @cache
@@ -134,7 +134,7 @@ class OpenvinoNetwork:
         self._exact: Network | None = None
         self._core = _core()
         self._noise_range, self._range_per_contrast = _measured_ranges(network)
-        self._graphs: OrderedDict[tuple[int, ...], _Graph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, ...], dict[int, _Graph]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, blocks: Tensor, vector: Tensor, waves: Tensor | None = None) -> Tensor:
@@ -189,22 +189,22 @@ class OpenvinoNetwork:
         return None
 
     def _graph(self, height: int, width: int, step: int) -> _Graph:
-        """Graph for blocks of this shape; made when it is needed, the oldest forgotten."""
+        """Graph for blocks of this shape; made when it is needed, the oldest shape forgotten."""
         threads = torch.get_num_threads()
-        key = (height, width, step, threads)
         with self._lock:
-            graph = self._graphs.get(key)
+            of_shape = self._graphs.setdefault((height, width, threads), {})
+            self._graphs.move_to_end((height, width, threads))
+            while len(self._graphs) > _SHAPES:
+                self._graphs.popitem(last=False)
+            graph = of_shape.get(step)
             if graph is None:
-                while len(self._graphs) >= _GRAPHS:
-                    self._graphs.popitem(last=False)
                 contrast = _LEAST * 2.0**step
                 ranges = {
                     place: noise + contrast * self._range_per_contrast[place]
                     for place, noise in self._noise_range.items()
                 }
                 graph = _Graph(self._core, self._network, height, width, ranges, threads)
-                self._graphs[key] = graph
-            self._graphs.move_to_end(key)
+                of_shape[step] = graph
         return graph
 
 
