@@ -79,7 +79,8 @@ class TestProducer:
     ):
         # Its pictures are the same after each connection; what they are, harvesters says by itself.
         expected = straight_from_harvesters(viky, 40)
-        camera, state, buffer = opened(cameras, producer=viky, device=VIKY)
+        # The producer waits for nobody: there is a buffer for each frame, however busy the machine.
+        camera, state, buffer = opened(cameras, producer=viky, device=VIKY, buffer_frames=42)
         assert (state.frame_shape, state.dtype, state.exposure_s) == ((800, 800), np.uint8, 0.01)
         camera.start(40)
         for index in range(40):
