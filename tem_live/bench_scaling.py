@@ -17,6 +17,8 @@ TURNS = 6
 LONGEST_S = 1.0
 """Repeats of one measurement in a turn end after this."""
 MOST_REPEATS = 100
+ENOUGH_S = 30.0
+"""A size that has been measured for so long takes no more turns."""
 SLOWEST_S = 90.0
 """A size that is expected to take longer for one frame is left out and named."""
 
@@ -59,20 +61,27 @@ def cost_by_size(sizes: Sequence[int], device: str, model: str) -> dict[str, Any
     works: dict[int, dict[str, Work]] = {}
     best: dict[int, dict[str, tuple[float, float]]] = {}
     left_out: dict[str, float] = {}
+    spent_s: dict[int, float] = {}
     per_px = 0.0
     for size in sorted(set(sizes)):
         expected_s = per_px * size**2
         if expected_s > SLOWEST_S:
             left_out[str(size)] = round(expected_s, 1)
             continue
+        began = time.perf_counter()
         works[size] = _works(size, restorer)
         best[size] = {name: _best_ms(work) for name, work in works[size].items()}
         per_px = best[size]["restore"][0] / 1e3 / size**2
+        spent_s[size] = time.perf_counter() - began
     for _ in range(TURNS - 1):
         for size, stages in works.items():
+            if spent_s[size] > ENOUGH_S:
+                continue
+            began = time.perf_counter()
             for name, work in stages.items():
                 (wall, cpu), (wall_now, cpu_now) = best[size][name], _best_ms(work)
                 best[size][name] = min(wall, wall_now), min(cpu, cpu_now)
+            spent_s[size] += time.perf_counter() - began
     return {
         "device": str(restorer.device),
         "model": model,
