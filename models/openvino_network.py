@@ -59,6 +59,8 @@ _DEEP_MIDDLE = 1.5
 _MEAN = torch.full((BLOCK * BLOCK,), 1.0 / BLOCK**2)
 # What goes beyond the scales by this factor is cut off at the limit: that of a few pixels.
 _SLACK = 1.1
+# Frames of up to so many pixels have every graph run once before they come.
+_RUN_PX = 1 << 20
 # Shapes whose graphs are kept. The views of `best` have so many.
 _SHAPES = 4
 
@@ -147,16 +149,24 @@ class OpenvinoNetwork:
     def prepare(self, height: int, width: int) -> None:
         """Make all that frames of this many blocks can need; each graph takes some tenths of a s.
 
-        The memory that the rare frame needs that fits none of them is asked for now, too: that of a
-        long run shall not grow with it.
+        What a graph holds it asks for when it runs first. So that the memory of a long run does not
+        grow with a rare frame each runs once here, unless all of them would hold more than 300 MB.
         """
-        for step in range(_STEPS):
-            self._graph(height, width, step)
         blocks = torch.zeros(1, BLOCK * BLOCK, height, width)
         blocks = blocks.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            waves = blocks if self._network.waves else None
-            self._exactly()(blocks, torch.zeros(1, CONDITIONS), waves)
+        vector = torch.zeros(1, CONDITIONS)
+        waves = [blocks] if self._network.waves else []
+        inputs = [_rows_of_channels(blocks), vector.numpy(), *map(_rows_of_channels, waves)]
+        small = height * width * BLOCK**2 <= _RUN_PX
+        for step in range(_STEPS):
+            graph = self._graph(height, width, step)
+            if small:
+                graph.run_everywhere(inputs)
+        if small:
+            with torch.inference_mode():
+                self._exactly()(blocks, vector, *waves)
+        else:
+            self._exactly()
 
     def _exactly(self) -> Network:
         with self._lock:
@@ -237,8 +247,23 @@ class _Graph:
                 "INFERENCE_PRECISION_HINT": "f32",
             },
         )
+        self._streams = streams
         self._idle: list[Any] = []
         self._tensor = openvino.Tensor
+
+    def run_everywhere(self, inputs: list[npt.NDArray[np.float32]]) -> None:
+        """Run once in each stream, which has memory of its own and asks for it then."""
+        requests = [self._model.create_infer_request() for _ in range(self._streams)]
+        for request in requests:
+            for number, array in enumerate(inputs):
+                request.set_input_tensor(number, self._tensor(array, shared_memory=True))
+        # All at once, for a stream that is idle takes the next; once more, for one that was late.
+        for _ in range(2):
+            for request in requests:
+                request.start_async()
+            for request in requests:
+                request.wait()
+        self._idle += requests
 
     def run(
         self, inputs: list[npt.NDArray[np.float32]]

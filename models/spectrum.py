@@ -46,6 +46,8 @@ _LONGEST_LATTICE_PX = 20.0
 # Where to look around a coefficient, and how many of them at the most.
 _AROUND, _CORE = 12, 3
 _CANDIDATES = 2048
+# So many at a time: what is around all of them would take 40 MB.
+_TOGETHER = 128
 # Longer periods are the network's own; there a background would count as a peak.
 _LONGEST_PX = 40.0
 _SMALLEST_PX = 64
@@ -115,7 +117,7 @@ def lattice_part(frame: Tensor) -> Tensor | None:
     spectrum, log, excess, places = found
     if len(places) > _CANDIDATES:
         places = places[excess[places[:, 0], places[:, 1]].topk(_CANDIDATES).indices]
-    sharp = _over_surroundings(log, places)
+    sharp = torch.cat([_over_surroundings(log, part) for part in places.split(_TOGETHER)])
     if float(sharp.max()) < math.log(_LATTICE):
         return None
     part = _waves(frame, spectrum, excess, places[sharp > math.log(_PEAK)])
