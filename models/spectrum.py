@@ -117,7 +117,7 @@ def lattice_part(frame: Tensor) -> Tensor | None:
     spectrum, log, excess, places = found
     if len(places) > _CANDIDATES:
         places = places[excess[places[:, 0], places[:, 1]].topk(_CANDIDATES).indices]
-    sharp = torch.cat([_over_surroundings(log, part) for part in places.split(_TOGETHER)])
+    sharp = torch.cat([_over_surroundings(log, part) for part in torch.split(places, _TOGETHER)])
     if float(sharp.max()) < math.log(_LATTICE):
         return None
     part = _waves(frame, spectrum, excess, places[sharp > math.log(_PEAK)])
