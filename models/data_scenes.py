@@ -70,7 +70,8 @@ def scene_file(recipe: Recipe, folder: Path, processes: int | None = None) -> Pa
         for first in range(0, data.scenes, _TOGETHER)
     ]
     processes = min(processes or os.cpu_count() or 1, len(tasks))
-    with written_whole(path) as part:
+    # A gigabyte: killed again and again, a training must not leave one each time.
+    with written_whole(path, path.with_suffix(".part.npy")) as part:
         bank = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
         if processes == 1:
             for task in tasks:

@@ -32,13 +32,15 @@ def check_target(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, part: Path | None = None) -> Iterator[Path]:
     """Have a file there as a whole or not at all; an older one stays until the new one is whole.
 
-    Yields the path beside it that is to be written. At the end it is moved to its place; after an
-    error (a full disk) it is removed, and what it took is free again.
+    Yields the path beside it that is to be written: ``part``, or one that no other process writes
+    to. At the end it is moved to its place; after an error (a full disk) it is removed, and what it
+    took is free again. What a kill leaves of a ``part`` the next one writes over.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    if part is None:
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part
         part.replace(path)

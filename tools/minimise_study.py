@@ -32,6 +32,7 @@ from tem_live.fidelity import THRESHOLD, FidelityMeter
 from tem_live.instrument import make_camera
 from tem_live.minimise import DoseController, EquivalentDose, Resolution, Target
 from tem_live.models import load_restorer
+from tem_live.paths import check_target
 from tem_live.profiles import load_profile
 from tem_live.state import Frame, FrameInfo
 from tem_live.watch import Pair
@@ -271,6 +272,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write everything here, as JSON")
     given = parser.parse_args(argv)
     try:
+        if given.out:
+            check_target(given.out)
         study(given)
     except TemLiveError as error:
         sys.stderr.write(f"error: {error}\n")

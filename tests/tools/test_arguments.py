@@ -21,6 +21,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
         (["around_network.py", "--sides", "512,x"], "--sides: 'x' must be a whole number above 0"),
         (["around_network.py", "--sides", "5"], "--sides: '5': frames have 64 pixels a side"),
         (["minimise_study.py", "--model", "nobody"], "error: no restorer is called 'nobody'"),
+        (["minimise_study.py", "--out", "."], "is not a file; give the path of one"),
         (["pair_study.py", "nowhere"], "error: "),
     ],
 )
