@@ -59,8 +59,9 @@ _DEEP_MIDDLE = 1.5
 _MEAN = torch.full((BLOCK * BLOCK,), 1.0 / BLOCK**2)
 # What goes beyond the scales by this factor is cut off at the limit: that of a few pixels.
 _SLACK = 1.1
-# Frames of up to so many pixels have every graph run once before they come.
-_RUN_PX = 1 << 20
+# Frames of up to so many pixels have every graph run before they come: 140 MB in two streams, and
+# four times as much at 1024 x 1024, where graphs ask for it when they are needed.
+_RUN_PX = 1 << 18
 # Shapes whose graphs are kept. The views of `best` have so many.
 _SHAPES = 4
 
@@ -150,7 +151,7 @@ class OpenvinoNetwork:
         """Make all that frames of this many blocks can need; each graph takes some tenths of a s.
 
         What a graph holds it asks for when it runs first. So that the memory of a long run does not
-        grow with a rare frame each runs once here, unless all of them would hold more than 300 MB.
+        grow with a rare frame each runs here, where they are small; see `_RUN_PX`.
         """
         blocks = torch.zeros(1, BLOCK * BLOCK, height, width)
         blocks = blocks.contiguous(memory_format=torch.channels_last)
