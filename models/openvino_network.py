@@ -250,10 +250,17 @@ class _Graph:
         )
         self._streams = streams
         self._idle: list[Any] = []
+        self._ran_everywhere = False
         self._tensor = openvino.Tensor
 
     def run_everywhere(self, inputs: list[npt.NDArray[np.float32]]) -> None:
-        """Run once in each stream, which has memory of its own and asks for it then."""
+        """Run once in each stream, which has memory of its own and asks for it then.
+
+        Nothing is done where that was done before.
+        """
+        if self._ran_everywhere:
+            return
+        self._ran_everywhere = True
         requests = [self._model.create_infer_request() for _ in range(self._streams)]
         for request in requests:
             for number, array in enumerate(inputs):

@@ -554,7 +554,8 @@ def direct_electron_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
             {
                 "camera.port": proxy.port,
                 "camera.roi": [256, 256, 128, 128],
-                "camera.timeout_s": 5.0,
+                # Beside other tests its first frame has taken longer than 5 s.
+                "camera.timeout_s": 30.0,
             },
             {
                 "killed": (proxy.end, "DE-Server"),

@@ -28,7 +28,7 @@ from tests.tem_live.fakes import FakeColumn
 pytestmark = pytest.mark.timeout(300)
 
 FAULTS = [(name, fault) for name, (_, faults) in PEERS.items() for fault in faults]
-AMPLE_S = 30.0
+AMPLE_S = 60.0
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """OpenVINO: every kind of frame, however it differs from what the fixed scales were chosen for."""
 
 import logging
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,14 @@ def test_an_uncommon_frame_needs_nothing_new(made):
             made(*inputs(amplitude, height=16, width=16))
     assert graphs_of(made) == before
     assert made.exact.calls > calls
+
+
+def test_what_is_prepared_again_asks_for_no_more_memory(made):
+    for _ in range(3):
+        made.prepare(16, 16)
+    streams = max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+    (graphs,) = made._graphs.values()
+    assert [len(graph._idle) for graph in graphs.values()] == [streams] * len(graphs)
 
 
 def test_tiles_of_a_frame_need_not_lie_in_one_piece(made, network):
