@@ -4,7 +4,8 @@ A network that averages over tens of pixels can lose a lattice that the frame as
 beyond doubt: in the Fourier transform of the whole frame its power sits in few coefficients, far
 above the noise. Such coefficients of the residual (raw - restored) are specimen, not noise, and
 are added to the restored frame. The threshold bounds what noise alone can pass: with pure noise
-about one 512 x 512 frame in 70 gets a single coefficient, a wave of about 1 % of the noise.
+about one frame in 70 of 512 x 512 or more gets a single coefficient, a wave of about 1 % of the
+noise there and of less in larger ones.
 
 This module imports torch; import it lazily.
 """
@@ -30,8 +31,9 @@ from tem_live.models.planes import (
 
 __all__ = ["bragg_part", "lattice_part"]
 
-# Power over that of the noise. Noise alone is above x with a chance of exp(-x).
-_SURE = 16.0
+# Power over that of the noise. Noise alone is above x with a chance of exp(-x); larger frames than
+# this have more coefficients, and a lattice that fills them as much more power in each of its own.
+_SURE, _SURE_PX = 16.0, 512 * 512
 # Next to a sure coefficient: the flanks of a peak widened by strain or a small crystal.
 _BESIDE = 3.0
 # Power over that of the coefficients around it, in all directions: edges and gratings reach
@@ -141,6 +143,11 @@ def _is_whole(spectrum: Tensor, part: Tensor) -> bool:
     return bool((missing * beside).sum() < _LEFT * (power * beside).sum())
 
 
+def _sure(height: int, width: int) -> float:
+    """Logarithm of the power over that of the noise that is no chance in a frame of this size."""
+    return math.log(_SURE + max(0.0, math.log(height * width / _SURE_PX)))
+
+
 def _power(spectrum: Tensor) -> Tensor:
     """Squared modulus of complex numbers; `abs` takes the root first, at five times the time."""
     squares = torch.view_as_real(spectrum).square()
@@ -164,6 +171,7 @@ def _standing_out(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Ten
     height, width = image.shape
     if min(height, width) < _SMALLEST_PX:
         return None
+    sure = _sure(height, width)
     spectrum = torch.fft.rfft2(image, norm="ortho")
     log, down, across, largest = _log_power(spectrum)
     ground = _Ground(down, across, longest_px, width)
@@ -171,7 +179,7 @@ def _standing_out(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Ten
     if image.device.type == "cpu":
         # The last column that can hold anything, by the level under which none of the ground is.
         # Mostly it is one of the first few. A GPU has looked at all of them before it has said so.
-        found = (largest > ground.least + math.log(_SURE)).nonzero()
+        found = (largest > ground.least + sure).nonzero()
         columns = max(ground.slow, int(found[-1]) + 1 if len(found) else 0)
     strongest = [
         ground.taken_from(log, rows, columns).amax(dim=1)
@@ -179,12 +187,12 @@ def _standing_out(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Ten
     ]
     # Of a small frame there is but one strip, and each step costs more than what it does.
     every = torch.cat(strongest) if len(strongest) > 1 else strongest[0]
-    candidates = (every > math.log(_SURE)).nonzero()[:, 0]
+    candidates = (every > sure).nonzero()[:, 0]
     if not len(candidates):
         return None
     excess = ground.taken_from(log, slice(0, height), log.shape[1])
     _sharp_on_the_axes(excess, log, width)
-    places = (excess.index_select(0, candidates) > math.log(_SURE)).nonzero()
+    places = (excess.index_select(0, candidates) > sure).nonzero()
     if not len(places):
         return None
     places[:, 0] = candidates[places[:, 0]]

@@ -12,13 +12,12 @@ import numpy as np
 
 from tem_live.paths import check_target
 
-TURNS = 6
+TURNS = 3
 """All sizes are measured one after the other, so many times: other programs come and go."""
-LONGEST_S = 1.0
+LEAST_PX = 4096**2
+"""Frames are repeated until they have so many pixels together, or as many as the largest."""
+LONGEST_S = 8.0
 """Repeats of one measurement in a turn end after this."""
-MOST_REPEATS = 100
-ENOUGH_S = 30.0
-"""A size that has been measured for so long takes no more turns."""
 SLOWEST_S = 90.0
 """A size that is expected to take longer for one frame is left out and named."""
 
@@ -50,38 +49,38 @@ def cost_by_size(sizes: Sequence[int], device: str, model: str) -> dict[str, Any
     Returns
     -------
     dict
-        ``device``, ``model``, ``precision``, ``costs`` (one `Cost` a size: the best of some
-        repeats in each of some turns, by the clock and in time of the processor, all cores added;
-        the second means more where other programs run) and ``left_out`` (sizes that would take too
-        long, with the seconds that were expected of one frame).
+        ``device``, ``model``, ``precision``, ``costs`` (one `Cost` a size, by the clock and in time
+        of the processor, all cores added; the second means more where other programs run) and
+        ``left_out`` (sizes that would take too long, with the seconds that were expected of one
+        frame).
+
+    Notes
+    -----
+    A turn repeats small frames until they have as many pixels together as the largest frame has
+    (`LEAST_PX`), and takes the mean: the best of many short ones would be compared with the mean
+    of a long one. Of the turns, whose pixels are the same, the best counts.
     """
     from tem_live.models import load_restorer
 
     restorer = load_restorer(model, device=device)
     works: dict[int, dict[str, Work]] = {}
-    best: dict[int, dict[str, tuple[float, float]]] = {}
     left_out: dict[str, float] = {}
-    spent_s: dict[int, float] = {}
     per_px = 0.0
     for size in sorted(set(sizes)):
         expected_s = per_px * size**2
         if expected_s > SLOWEST_S:
             left_out[str(size)] = round(expected_s, 1)
             continue
-        began = time.perf_counter()
         works[size] = _works(size, restorer)
-        best[size] = {name: _best_ms(work) for name, work in works[size].items()}
-        per_px = best[size]["restore"][0] / 1e3 / size**2
-        spent_s[size] = time.perf_counter() - began
-    for _ in range(TURNS - 1):
+        per_px = _mean_ms(works[size]["restore"], 1)[0] / 1e3 / size**2
+    pixels = max(LEAST_PX, max(works) ** 2)
+    best: dict[int, dict[str, tuple[float, float]]] = {size: {} for size in works}
+    for _ in range(TURNS):
         for size, stages in works.items():
-            if spent_s[size] > ENOUGH_S:
-                continue
-            began = time.perf_counter()
             for name, work in stages.items():
-                (wall, cpu), (wall_now, cpu_now) = best[size][name], _best_ms(work)
-                best[size][name] = min(wall, wall_now), min(cpu, cpu_now)
-            spent_s[size] += time.perf_counter() - began
+                wall, cpu = _mean_ms(work, pixels // size**2)
+                wall_before, cpu_before = best[size].get(name, (math.inf, math.inf))
+                best[size][name] = min(wall, wall_before), min(cpu, cpu_before)
     return {
         "device": str(restorer.device),
         "model": model,
@@ -171,17 +170,17 @@ def display_work(raw: Any, electrons: Any, restored: Any) -> Work:
     return lambda: render(frame, request)
 
 
-def _best_ms(work: Work) -> tuple[float, float]:
+def _mean_ms(work: Work, repeats: int) -> tuple[float, float]:
+    """Of one repeat, by the clock and of the processor, after one that makes what it needs."""
     work()
-    began = time.perf_counter()
-    wall: list[float] = []
-    cpu: list[float] = []
-    while len(wall) < MOST_REPEATS and (len(wall) < 2 or time.perf_counter() - began < LONGEST_S):
-        wall_before, cpu_before = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), time.process_time()
+    done = 0
+    while done < repeats:
         work()
-        wall.append(time.perf_counter() - wall_before)
-        cpu.append(time.process_time() - cpu_before)
-    return 1e3 * min(wall), 1e3 * min(cpu)
+        done += 1
+        if time.perf_counter() - wall > LONGEST_S:
+            break
+    return 1e3 * (time.perf_counter() - wall) / done, 1e3 * (time.process_time() - cpu) / done
 
 
 # ---------------------------------------------------------------------------------------- drawing

@@ -11,6 +11,9 @@ A slot is shared by counting its holders: `FrameRing.acquire` gives it with one 
 
 from __future__ import annotations
 
+import math
+import mmap
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +43,9 @@ class Backend(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
         """Raw plane that belongs to ``host``; the same array where no upload is needed."""
 
+    def zeros(self, shape: tuple[int, ...]) -> Any:
+        """Array of float32."""
+
     def upload(self, host: npt.NDArray[Any], raw: Any) -> None:
         """Begin to copy ``host`` into ``raw``; work inside `compute` is ordered after it."""
 
@@ -54,6 +60,22 @@ class Backend(Protocol):
         """Copy of a plane on the host, owned by the caller."""
 
 
+def _mapped(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Array of zeros in pages of its own, which go back to the system with it.
+
+    In the heap, where `keep_memory` lets nothing go, those of a ring that was replaced would stay.
+    Written to, so that the pages exist: those of `numpy.zeros` come with the first frame.
+    """
+    size = max(1, math.prod(shape) * dtype.itemsize)
+    if sys.platform == "win32":
+        pages = mmap.mmap(-1, size)
+    else:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    array = np.frombuffer(pages, dtype, math.prod(shape)).reshape(shape)
+    array.fill(0)
+    return array
+
+
 class NumpyBackend:
     """Planes in host memory; every step is done when its call returns."""
 
@@ -66,12 +88,16 @@ class NumpyBackend:
         self.xp: Any = array_api_compat.numpy
 
     def empty_host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Written to, so that its pages exist; those of `numpy.zeros` come with the first frame."""
-        return np.full(shape, 0, dtype)
+        """See `_mapped`."""
+        return _mapped(shape, dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
         """The host array itself."""
         return host
+
+    def zeros(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """See `_mapped`."""
+        return _mapped(shape, np.dtype(np.float32))
 
     def upload(self, host: npt.NDArray[Any], raw: Any) -> None:
         """Nothing to copy."""
@@ -127,6 +153,10 @@ class CupyBackend:
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], host: npt.NDArray[Any]) -> Any:
         """Array on the GPU."""
         return self.xp.empty(shape, dtype=dtype)
+
+    def zeros(self, shape: tuple[int, ...]) -> Any:
+        """Array on the GPU."""
+        return self.xp.zeros(shape, dtype=self.xp.float32)
 
     def upload(self, host: npt.NDArray[Any], raw: Any) -> None:
         """Asynchronous copy on the copy stream; the event marks its end."""
@@ -242,14 +272,12 @@ class FrameRing:
         self.backend = backend
         self.shape = shape
         self.dtype = dtype
-        # Each kind in one piece, which goes back to the system with the ring; many small ones stay
-        # in the heap. Written to: a slot that is first needed behind a slow disk, after minutes,
-        # must find its memory there.
-        room, single = (slots, *shape), backend.xp.float32
+        # Each kind in one piece. All of it is there from the first: a slot that is first needed
+        # behind a slow disk, after minutes, must find its memory.
+        room = (slots, *shape)
         host = backend.empty_host(room, dtype)
         raw = backend.empty(room, dtype, host)
-        electrons = backend.xp.full(room, 0.0, dtype=single)
-        restored = backend.xp.full(room, 0.0, dtype=single)
+        electrons, restored = backend.zeros(room), backend.zeros(room)
         # Where there is nothing to upload the two are one array, in each slot as well.
         hosts = list(host)
         raws = hosts if raw is host else list(raw)

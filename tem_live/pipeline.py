@@ -1065,6 +1065,7 @@ class Acquisition:
         if self._slot is not None and self._slot_ring is not None:
             self._slot_ring.release(self._slot)
             self._slot = None
+        self._slot_ring = None
         self._processor.drain()
         self._account.settle()
         self._writer.close()

@@ -65,7 +65,7 @@ from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
 from tem_live.profiles import Profile, load_profile
 from tem_live.raw_frames import each_raw, mean_counts
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
-from tem_live.threads import keep_memory, let_threads_sleep
+from tem_live.threads import keep_memory, let_threads_sleep, return_memory
 from tem_live.view import View
 from tem_live.whereabouts import Field, Whereabouts
 
@@ -1081,11 +1081,14 @@ class Session:
 
     def _configure(self, wanted: CameraSettings) -> None:
         """Set the camera and lay out the frames' memory anew; on the camera's thread."""
-        old = self._acquisition.stream
-        stream = self._setup.configure(wanted, old)
-        if old is None or stream.ring is not old.ring:
-            self._processor.forget()
+        before = self._acquisition.stream
+        stream = self._setup.configure(wanted, before)
+        renewed = before is None or stream.ring is not before.ring
         self._acquisition.stream = stream
+        if renewed:
+            self._processor.forget()
+            del before
+            return_memory()
         self._whereabouts.look()
 
     def _configure_again(self) -> None:

@@ -567,7 +567,7 @@ def direct_electron_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
             mend,
             exposure_s=0.02,
             # Its simulation keeps a processor busy.
-            reply_s=2.0,
+            reply_s=5.0,
         )
 
 
@@ -615,7 +615,8 @@ def pycromanager_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
             mend,
             lambda number: np.fromfile(log, np.uint16).reshape(-1, 48, 64)[number],
             exposure_s=0.005,
-            reply_s=2.0,
+            # Two programs and Java's protocol between them, beside other tests.
+            reply_s=5.0,
         )
     finally:
         server.kill()

@@ -26,7 +26,7 @@ def cost(size: int, ns_per_px: float) -> Cost:
 
 
 def test_each_size_has_its_stages(monkeypatch):
-    monkeypatch.setattr("tem_live.bench_scaling.MOST_REPEATS", 2)
+    monkeypatch.setattr("tem_live.bench_scaling.LONGEST_S", 0.01)
     monkeypatch.setattr("tem_live.bench_scaling.TURNS", 2)
     found = cost_by_size([96, 64], "cpu", "gaussian")
     assert [row["size"] for row in found["costs"]] == [64, 96]
@@ -39,7 +39,7 @@ def test_each_size_has_its_stages(monkeypatch):
 
 
 def test_what_would_take_too_long_is_left_out_and_named(monkeypatch):
-    monkeypatch.setattr("tem_live.bench_scaling.MOST_REPEATS", 2)
+    monkeypatch.setattr("tem_live.bench_scaling.LONGEST_S", 0.01)
     monkeypatch.setattr("tem_live.bench_scaling.TURNS", 2)
     monkeypatch.setattr("tem_live.bench_scaling.SLOWEST_S", 1e-9)
     found = cost_by_size([64, 128], "cpu", "none")

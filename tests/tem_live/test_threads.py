@@ -68,7 +68,7 @@ from tem_live.threads import keep_memory
 if sys.argv[1] == "keep":
     keep_memory()
 def frame():
-    planes = [np.ones(1 << 20, np.float32) for _ in range(3)]
+    planes = [np.ones(int(sys.argv[2]), np.float32) for _ in range(3)]
     return sum(float(plane[0]) for plane in planes)
 frame(), frame()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -79,12 +79,38 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="of the GNU C library alone")
-def test_memory_of_one_frame_is_kept_for_the_next():
+@pytest.mark.parametrize("pixels", [1 << 20, 1 << 24])
+def test_memory_of_one_frame_is_kept_for_the_next(pixels):
     def faults(how: str) -> int:
-        command = [sys.executable, "-c", FAULTS, how]
+        command = [sys.executable, "-c", FAULTS, how, str(pixels)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert faults("keep") < 100 < faults("leave")
+
+
+RESIDENT = """
+import os
+import numpy as np
+from tem_live.threads import keep_memory, return_memory
+keep_memory()
+def resident_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+planes = [np.ones(1 << 22, np.float32) for _ in range(10)]
+after = np.ones(1 << 10)
+del planes
+kept = resident_mb()
+return_memory()
+print(kept - resident_mb())
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="of the GNU C library alone")
+def test_memory_that_was_kept_is_returned_from_beneath_what_is_used():
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) > 150.0
 
 
 HEAPS = """
