@@ -19,26 +19,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from tem_live.errors import InputError, TemLiveError
 from tem_live.models import cameras, evaluate_columns, scores, testscenes
+from tem_live.models.classical import bm3d_restore, nlm_restore
+from tem_live.models.evaluate_pair import evaluate_pair
+from tem_live.models.real_images import load_pair, load_references
 from tem_live.models.restorers import Restorer, default_restorer, load_restorer
 
 __all__ = [
     "BASELINES",
     "CAMERAS",
     "Options",
-    "bm3d_restore",
     "check",
-    "empty_film",
     "evaluate",
-    "evaluate_pair",
     "evaluate_scenes",
     "main",
     "method_of",
     "methods_of",
-    "nlm_restore",
     "summarise",
     "tables",
 ]
@@ -109,48 +107,6 @@ class Options:
     device: str = "auto"
     picture: Path | None = None
     columns: bool = False
-
-
-def _stabilised(frame: Array, denoise: Callable[[npt.NDArray[np.float64]], Any]) -> Array:
-    """Remove Poisson noise with a method for noise of standard deviation 1.
-
-    The noise is made so by Anscombe's transform. Makitalo & Foi's closed-form approximation of the
-    exact unbiased inverse is used (IEEE Trans. Image Process. 20, 2697, 2011); the algebraic
-    inverse is biased at low doses.
-    """
-    stable = 2.0 * np.sqrt(np.maximum(np.asarray(frame, dtype=np.float64), 0.0) + 0.375)
-    d = np.maximum(np.asarray(denoise(stable), dtype=np.float64), 2.0 * np.sqrt(0.375))
-    inverse = (
-        0.25 * d**2 + 0.25 * np.sqrt(1.5) / d - 1.375 / d**2 + 0.625 * np.sqrt(1.5) / d**3 - 0.125
-    )
-    return np.asarray(inverse, dtype=np.float32)
-
-
-def bm3d_restore(frame: Array) -> Array:
-    """BM3D after Anscombe's transform, for Poisson frames in electrons."""
-    try:
-        import bm3d
-    except ImportError as error:
-        raise InputError("BM3D is not installed; pip install 'tem-live[bm3d]'") from error
-
-    def denoise(stable: npt.NDArray[np.float64]) -> Any:
-        low, high = float(stable.min()), float(stable.max())
-        span = max(high - low, 1e-6)
-        return bm3d.bm3d((stable - low) / span, 1.0 / span) * span + low
-
-    return _stabilised(frame, denoise)
-
-
-def nlm_restore(frame: Array) -> Array:
-    """Non-local means after Anscombe's transform, for Poisson frames in electrons.
-
-    Buades, Coll & Morel, CVPR 2005; patches of 7 px within 11 px, h = 0.8 sigma.
-    """
-    try:
-        from skimage.restoration import denoise_nl_means
-    except ImportError as error:
-        raise InputError("scikit-image is not installed; pip install scikit-image") from error
-    return _stabilised(frame, lambda stable: denoise_nl_means(stable, h=0.8, sigma=1.0))
 
 
 def _geometric(values: Sequence[float]) -> float:
@@ -292,128 +248,6 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "seconds": float(np.median([r["seconds"] for r in some])),
             }
         )
-    return out
-
-
-def empty_film(a: Array, b: Array) -> npt.NDArray[np.bool_]:
-    """Pixels far from any particle: near the film's own level after heavy smoothing."""
-    smooth = ndimage.gaussian_filter((a + b) / 2, 5.0)
-    level = float(np.percentile(smooth, 60))
-    spread = 1.4826 * float(np.median(np.abs(smooth[smooth > level] - level)))
-    dark = smooth < level - 4.0 * max(spread, 1e-6)
-    mask = ~ndimage.binary_dilation(dark, iterations=16)
-    mask[:16] = mask[-16:] = False
-    mask[:, :16] = mask[:, -16:] = False
-    return np.asarray(mask, dtype=np.bool_)
-
-
-def load_pair(folder: Path, counts_per_electron: float = 44.0) -> tuple[Array, Array]:
-    """Read two successive real frames, ``frame_1.tif`` and ``frame_2.tif``, in e-/px.
-
-    Raises
-    ------
-    InputError
-        They are not there, or no two frames of one place that can be compared.
-    """
-    first, second = (
-        _read_image(folder / f"frame_{i}.tif") / np.float32(counts_per_electron) for i in (1, 2)
-    )
-    if first.ndim != 2 or first.shape != second.shape:
-        raise InputError(f"the frames in {folder} must be two images (H, W) of the same size")
-    for number, frame in enumerate((first, second), 1):
-        if not np.isfinite(frame).all() or not float(frame.mean()) > 0.0:
-            raise InputError(f"{folder / f'frame_{number}.tif'} is dark or not finite")
-    if np.array_equal(first, second):
-        raise InputError(f"the frames in {folder} are the same; give two exposures of one place")
-    return first, second
-
-
-def _read_image(path: Path) -> Array:
-    """Read a .mrc, .npy or TIFF file as float32."""
-    try:
-        if path.suffix == ".mrc":
-            import mrcfile
-
-            with mrcfile.open(path, permissive=True) as file:
-                return np.array(file.data, dtype=np.float32)
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path), dtype=np.float32)
-        import tifffile
-
-        return np.asarray(tifffile.imread(path), dtype=np.float32)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"cannot read an image from {path}; is it there and whole?") from error
-
-
-def evaluate_pair(methods: dict[str, Method], a: Array, b: Array) -> dict[str, dict[str, float]]:
-    """Score methods on two successive real frames of the same specimen, both ways, averaged.
-
-    ``error_e2`` is mean((r(a) - b)^2) - mean((a - b)^2) / 2, which estimates the error of r(a) for
-    independent noise; ``below_gaussian_e2`` is how far it lies under that of the best Gaussian;
-    ``texture`` is the standard deviation of r - Gaussian(r, 8 px) over empty film, over the mean;
-    NaN where no film is found. The error has two parts: ``varies_e2``, half the mean of
-    (r(a) - r(b))^2, is what the noise of the one frame does; ``common_e2``, the mean of
-    (a - r(a)) (b - r(b)), is what both lack, be it detail or a pattern that the camera adds to both
-    (``common_se_e2``: its standard error, from blocks of 32 px).
-    """
-    film = empty_film(a, b)
-    common = 0.5 * scores.mse(a, b)
-
-    def figures(restore: Method) -> dict[str, float]:
-        error, texture, bias = [], [], []
-        both = [np.asarray(restore(x), dtype=np.float32) for x in (a, b)]
-        lacking = (a - both[0]).astype(np.float64) * (b - both[1])
-        for x, y, r in ((a, b, both[0]), (b, a, both[1])):
-            error.append(scores.mse(y, r) - common)
-            detail = r - ndimage.gaussian_filter(r, 8.0)
-            texture.append(float(detail[film].std()) / float(x.mean()) if film.any() else math.nan)
-            bias.append(float(r.mean() / x.mean()) - 1.0)
-        return {
-            "error_e2": float(np.mean(error)),
-            "texture": float(np.mean(texture)),
-            "bias": float(np.mean(bias)),
-            "varies_e2": 0.5 * scores.mse(*both),
-            "common_e2": float(lacking.mean()),
-            "common_se_e2": _standard_error(lacking),
-        }
-
-    out: dict[str, dict[str, float]] = {"raw": figures(lambda x: x)}
-    out["gaussian"] = min(
-        (figures(lambda x, s=s: scores.gaussian_blur(x, s)) for s in scores.SIGMAS_PX),  # type: ignore[misc]
-        key=lambda f: f["error_e2"],
-    )
-    for name, restore in methods.items():
-        out[name] = figures(restore)
-    for row in out.values():
-        row["below_gaussian_e2"] = out["gaussian"]["error_e2"] - row["error_e2"]
-    out["raw"]["empty_film_fraction"] = float(film.mean())
-    return out
-
-
-def _standard_error(image: npt.NDArray[np.float64], block_px: int = 32) -> float:
-    """Of an image's mean, from the means of blocks; NaN where there are fewer than two."""
-    rows, columns = (side // block_px for side in image.shape)
-    whole = image[: rows * block_px, : columns * block_px]
-    means = whole.reshape(rows, block_px, columns, block_px).mean(axis=(1, 3)).ravel()
-    return float(means.std(ddof=1)) / math.sqrt(means.size) if means.size > 1 else math.nan
-
-
-def load_references(folder: Path) -> dict[str, Array]:
-    """Read images to thin (.tif, .mrc, .npy), scaled to mean 1 with nothing below zero."""
-    out: dict[str, Array] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".mrc", ".npy", ".tif", ".tiff"):
-            continue
-        image = _read_image(path)
-        if image.ndim != 2:
-            continue
-        image = image - min(float(image.min()), 0.0)
-        mean = float(image.mean())
-        if not 0.0 < mean < math.inf:
-            raise InputError(f"{path} is empty or not finite; take it out of the folder")
-        out[path.stem] = np.asarray(image / mean, dtype=np.float32)
-    if not out:
-        raise InputError(f"no 2-D .mrc, .tif or .npy image in {folder}")
     return out
 
 

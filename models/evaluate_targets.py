@@ -23,6 +23,8 @@ from scipy import ndimage
 
 from tem_live.errors import InputError, TemLiveError
 from tem_live.models import cameras, evaluate, evaluate_columns, scores, testscenes
+from tem_live.models.evaluate_pair import empty_film, evaluate_pair
+from tem_live.models.real_images import load_pair
 from tem_live.models.restorers import Restorer, default_restorer, load_restorer
 
 __all__ = ["SECTIONS", "Row", "evaluate_targets", "main", "table"]
@@ -159,8 +161,8 @@ def _pair(task: _Task) -> Iterator[Row]:
         missing = "no real pair is given"
         yield from (dataclasses.replace(row, note=missing) for row in (error, texture, wave, psnr))
         return
-    a, b = evaluate.load_pair(task.pair, task.counts_per_electron)
-    figures = evaluate.evaluate_pair({"it": task.restore}, a, b)["it"]
+    a, b = load_pair(task.pair, task.counts_per_electron)
+    figures = evaluate_pair({"it": task.restore}, a, b)["it"]
     where = f"{float((a.mean() + b.mean()) / 2):.1f} e-/px, both ways"
     below = _figure(figures["below_gaussian_e2"])
     yield dataclasses.replace(error, where=where, figure=below)
@@ -168,7 +170,7 @@ def _pair(task: _Task) -> Iterator[Row]:
     yield dataclasses.replace(
         texture, where=where, figure=drawn, note="" if drawn is not None else "no empty film"
     )
-    film = evaluate.empty_film(a, b)
+    film = empty_film(a, b)
     waves = [_wave(task.restore(frame), film) for frame in (a, b)] if film.any() else []
     strongest, period = max(waves, default=(math.nan, math.nan))
     note = "no empty film" if not waves else "none stands out" if not strongest else ""
@@ -318,7 +320,7 @@ def evaluate_targets(
     size : int
         Side of the scenes in pixels; the targets are meant for 512.
     pair : Path, optional
-        Folder of two successive real frames, see `tem_live.models.evaluate.load_pair`.
+        Folder of two successive real frames, see `tem_live.models.real_images.load_pair`.
     counts_per_electron : float
         Gain of the camera that took the pair.
     say : callable, optional

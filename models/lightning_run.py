@@ -124,7 +124,7 @@ def fit(
     from tem_live.models.lightning_checkpoint import latest, write_weights
     from tem_live.models.lightning_data import RecipeData
     from tem_live.models.lightning_module import RestorerModule
-    from tem_live.models.restorers import resolve_device
+    from tem_live.models.restorer import resolve_device
 
     kind = torch.device(resolve_device(device)).type
     if devices < 1 or (kind == "cuda" and devices > torch.cuda.device_count()):

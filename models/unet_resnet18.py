@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tem_live.models.cards import ModelCard
-from tem_live.models.restorers import Restorer
+from tem_live.models.restorer import Restorer
 from tem_live.models.tiles import run_tiled
 
 __all__ = ["UnetResNet18", "UnetResNet18Restorer", "stretch_limits"]

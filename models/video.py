@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tem_live.models.cards import ModelCard
-from tem_live.models.restorers import Restorer
+from tem_live.models.restorer import Restorer
 
 __all__ = ["VideoRestorer"]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tem_live.models.cards import ModelCard
-from tem_live.models.restorers import Restorer
+from tem_live.models.restorer import Restorer
 
 __all__ = ["VIEWS", "ViewsRestorer"]
 

@@ -208,7 +208,7 @@ def _peers(device: str) -> dict[str, Restorer]:
     """The networks of the two papers with random weights."""
     from tem_live.models import ModelCard
     from tem_live.models.cgrdn import CGRDN, CgrdnRestorer
-    from tem_live.models.restorers import resolve_device
+    from tem_live.models.restorer import resolve_device
     from tem_live.models.unet_resnet18 import UnetResNet18, UnetResNet18Restorer
 
     place = resolve_device(device)
@@ -287,7 +287,7 @@ def _first_ms(restorer: Restorer, ring: FrameRing) -> float:
 def _ceiling_gmac_s(device: str) -> float:
     import torch
 
-    from tem_live.models.restorers import resolve_device
+    from tem_live.models.restorer import resolve_device
 
     place = torch.device(resolve_device(device))
     side = 8192 if place.type == "cuda" else 2048

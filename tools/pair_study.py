@@ -21,7 +21,8 @@ from arguments import positive
 from scipy import ndimage
 
 from tem_live.errors import TemLiveError
-from tem_live.models import evaluate, load_restorer, scores
+from tem_live.models import load_restorer, scores
+from tem_live.models.real_images import load_pair
 
 Array = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="fast")
     options = parser.parse_args(argv)
     try:
-        a, b = evaluate.load_pair(options.folder, options.counts_per_electron)
+        a, b = load_pair(options.folder, options.counts_per_electron)
         restorer = load_restorer(options.model, "cpu", precision="float32")
     except TemLiveError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -15,6 +15,7 @@ from imagecodecs import png_decode
 
 from tem_live import cli
 from tem_live.models import evaluate, evaluate_series, imports, publish
+from tem_live.models.evaluate_pair import evaluate_pair
 from tem_live.models.unet_resnet18 import UnetResNet18
 from tests.models.test_training import RECIPE
 
@@ -233,7 +234,7 @@ def test_parts_of_the_error_of_a_pair() -> None:
         "even": lambda f: np.full_like(f, f.mean()),
         "noisy": lambda f: (scene + 0.2 * (f - scene)).astype(np.float32),
     }
-    found = evaluate.evaluate_pair(methods, a, b)
+    found = evaluate_pair(methods, a, b)
     for row in found.values():
         assert row["error_e2"] == pytest.approx(row["varies_e2"] + row["common_e2"], abs=1e-4)
     # An even image lacks the detail, and nothing of it depends on the noise.

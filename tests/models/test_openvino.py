@@ -208,7 +208,7 @@ def test_a_restorer_is_ready_before_its_first_frame(monkeypatch):
     assert set(graphs) == ready
     # A large frame is restored in tiles.
     graphs.clear()
-    monkeypatch.setattr("tem_live.models.restorers._TILE_PX", 320)
+    monkeypatch.setattr("tem_live.models.network_restorer._TILE_PX", 320)
     restorer.prepare((400, 300))
     ready = set(graphs)
     restorer.restore(np.random.default_rng(1).poisson(5.0, (400, 300)).astype(np.float32))

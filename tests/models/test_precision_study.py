@@ -2,7 +2,7 @@
 
 import pytest
 
-from tem_live.models import restorers
+from tem_live.models.network_restorer import NetworkRestorer
 from tools import precision_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_same_arithmetic_adds_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(restorers._NetworkRestorer, "_in_integers", lambda *_: None)
+    monkeypatch.setattr(NetworkRestorer, "_in_integers", lambda *_: None)
     assert precision_study.main(["--size", "64"]) == 0
     title, *lines = capsys.readouterr().out.splitlines()
     assert title == "fast: float32 by torch over float32, 64 x 64"

@@ -11,6 +11,9 @@ from scipy import ndimage
 from tem_live import models
 from tem_live.models import evaluate
 from tem_live.models.cards import read_card
+from tem_live.models.classical import bm3d_restore
+from tem_live.models.evaluate_pair import evaluate_pair
+from tem_live.models.real_images import load_pair
 
 PAIR = Path(__file__).resolve().parents[3] / "shared" / "data" / "lowdose_pair"
 
@@ -34,7 +37,7 @@ def test_beats_bm3d(fast: models.Restorer) -> None:
     """Over all scenes; where clean structure repeats BM3D is ahead, see docs/restorers.md."""
     pytest.importorskip("bm3d")
     rows = evaluate.evaluate_scenes(
-        {"fast": fast.restore, "bm3d": evaluate.bm3d_restore}, doses=[5.0], size=160
+        {"fast": fast.restore, "bm3d": bm3d_restore}, doses=[5.0], size=160
     )
     mean = {r["method"]: r["error_ratio"] for r in evaluate.summarise(rows)}
     assert mean["fast"] < 0.9 * mean["bm3d"]
@@ -78,7 +81,7 @@ def test_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.skipif(not PAIR.is_dir(), reason="the real frame pair is not here (../shared/data)")
 def test_real_pair(fast: models.Restorer) -> None:
-    figures = evaluate.evaluate_pair({"fast": fast.restore}, *evaluate.load_pair(PAIR))
+    figures = evaluate_pair({"fast": fast.restore}, *load_pair(PAIR))
     assert figures["raw"]["empty_film_fraction"] > 0.2
     assert figures["raw"]["texture"] > 0.7
     assert figures["fast"]["texture"] < 0.03
@@ -88,7 +91,7 @@ def test_real_pair(fast: models.Restorer) -> None:
 
 @pytest.mark.skipif(not PAIR.is_dir(), reason="the real frame pair is not here (../shared/data)")
 def test_real_pair_has_no_lattice_and_no_stripe(fast: models.Restorer) -> None:
-    a, b = evaluate.load_pair(PAIR)
+    a, b = load_pair(PAIR)
     for frame in (a, b):
         result = fast.restore(frame)
         rows = result.mean(axis=1)

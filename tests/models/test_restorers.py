@@ -14,7 +14,7 @@ import torch
 
 from tem_live import models
 from tem_live.errors import InputError, ModelError
-from tem_live.models import restorers
+from tem_live.models import network_restorer, restorers
 from tem_live.models.cards import read_card, sha256_of
 
 NAMES = ["fast", "gaussian", "none"]
@@ -192,7 +192,7 @@ def test_tiles_leave_no_seam(fast: models.Restorer, monkeypatch: pytest.MonkeyPa
     scene = 5.0 + 2.0 * np.sin(x / 9.0) * np.cos(y / 14.0)
     frame = np.random.default_rng(5).poisson(scene).astype(np.float32)
     whole = fast.restore(frame)
-    monkeypatch.setattr(restorers, "_TILE_PX", 320)
+    monkeypatch.setattr(network_restorer, "_TILE_PX", 320)
     tiled = fast.restore(frame)
     assert np.abs(tiled - whole).max() < 0.02 * whole.mean()
 

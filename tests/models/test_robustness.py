@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tem_live import models
-from tem_live.models import restorers
+from tem_live.models import network_restorer, restorers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -209,8 +209,8 @@ def test_tiles_leave_no_seam(denoiser: models.Restorer, monkeypatch: pytest.Monk
     frame = np.random.default_rng(5).poisson(scene).astype(np.float32)
     whole = denoiser.restore(frame)
     getattr(denoiser, "reset", lambda: None)()
-    monkeypatch.setattr(restorers, "_TILE_PX", 96)
-    monkeypatch.setattr(restorers, "_HALO_PX", 32)
+    monkeypatch.setattr(network_restorer, "_TILE_PX", 96)
+    monkeypatch.setattr(network_restorer, "_HALO_PX", 32)
     tiled = denoiser.restore(frame)
     assert np.abs(tiled - whole).max() < 0.02 * whole.mean()
     # A seam would be a step between neighbouring rows, at the same place all along.

@@ -26,6 +26,15 @@ def test_white_noise_passes_nothing() -> None:
     assert passed <= 1
 
 
+def test_noise_of_large_frames_passes_no_more() -> None:
+    # They have more coefficients, one of which is beyond 16 times the mean in every fourth frame.
+    passed = 0
+    for seed in range(12):
+        noise = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(seed))
+        passed += bragg_part(noise) is not None
+    assert passed <= 1
+
+
 def test_noise_that_a_detector_blurred_passes_nothing() -> None:
     # Its power falls with the frequency: the mean over all is no floor for the low ones.
     passed = 0

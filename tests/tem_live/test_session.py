@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tem_live import pipeline as pipeline_module
 from tem_live import session as session_module
 from tem_live.errors import (
     CalibrationError,
@@ -23,6 +22,7 @@ from tem_live.errors import (
     RecordingError,
     RefusedError,
 )
+from tem_live.pipeline import writing
 from tem_live.recording import read_recording
 from tem_live.session import Session
 from tests.tem_live.fakes import FakeCamera, FakeColumn
@@ -171,7 +171,7 @@ class Pairs(Slow):
 def test_two_frames_are_restored_at_once_and_handed_on_in_order(
     fake_session: Opener, camera: FakeCamera, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tem_live.pipeline.arithmetic_threads", lambda: 2)
+    monkeypatch.setattr("tem_live.pipeline.processing.arithmetic_threads", lambda: 2)
     session = fake_session()
     camera.interval_s = 0.01
     restorer = Pairs()
@@ -720,7 +720,7 @@ def test_a_disk_that_cannot_keep_up_ends_the_run_and_keeps_all_it_took(
 def test_a_disk_that_hangs_ends_the_run_blanked_and_told_and_gets_its_frames_in_the_end(
     fake_session: Opener, column: FakeColumn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(pipeline_module, "SILENT_S", 0.2)
+    monkeypatch.setattr(writing, "SILENT_S", 0.2)
     session = fake_session(pipeline={"slots": 4}, camera={"timeout_s": 0.2})
     answers = threading.Event()
     sink = Sink()
@@ -752,7 +752,7 @@ def test_a_disk_that_hangs_ends_the_run_blanked_and_told_and_gets_its_frames_in_
 def test_a_session_closes_though_the_disk_of_its_recording_hangs(
     fake_session: Opener, column: FakeColumn, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline_module, "SILENT_S", 0.1)
+    monkeypatch.setattr(writing, "SILENT_S", 0.1)
     session = fake_session()
     answers = threading.Event()
     sink = Sink()
