@@ -32,7 +32,7 @@ _LEAST_DOSE = 0.2
 _HIT, _MOST_HITS = 12.0, 0.01
 _LEAST_PIXELS = 64 * 64
 # Frames of more pixels than this are restored in tiles, to bound the memory.
-_TILE_PX = 2240
+_TILE_PX = 2880
 # Farther away hardly anything is seen: 0.02 of the noise at the most.
 _HALO_PX = 96
 
