@@ -186,6 +186,7 @@ def _mean_ms(work: Work, repeats: int) -> tuple[float, float]:
 # ---------------------------------------------------------------------------------------- drawing
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 400, 80, 60
+_LINE = 14
 _COLOURS = {
     "restore": "#c0392b",
     "calibrate": "#2471a3",
@@ -239,12 +240,15 @@ def draw(measured: dict[str, Any], path: Path) -> Path:
         points = " ".join(
             f"{x(size):.1f},{y(value):.1f}" for size, value in zip(sizes, line, strict=True)
         )
-        colour = _COLOURS[name]
         parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            f'<polyline points="{points}" fill="none" stroke="{_COLOURS[name]}" stroke-width="2"/>'
         )
+    lowest = -math.inf
+    for name, line in sorted(lines.items(), key=lambda item: -item[1][-1]):
+        # Names beside lines that end together stand one below the other.
+        lowest = max(y(line[-1]) + 4, lowest + _LINE)
         parts.append(
-            f'<text x="{_WIDTH - 94}" y="{y(line[-1]) + 4:.1f}" fill="{colour}">{name}</text>'
+            f'<text x="{_WIDTH - 94}" y="{lowest:.1f}" fill="{_COLOURS[name]}">{name}</text>'
         )
     parts.append(
         f'<text x="{_LEFT}" y="{_HEIGHT - 12}">side of the frame in px; '

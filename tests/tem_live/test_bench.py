@@ -2,6 +2,7 @@
 
 import mmap
 import sys
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -60,6 +61,17 @@ def test_the_plot_has_a_line_for_each_stage(tmp_path):
     heights = [float(pair.split(",")[1]) for pair in lines[0].get("points").split()]
     # More is higher up, where y is smaller.
     assert heights[1] > heights[0] > heights[2]
+
+
+def test_names_of_lines_that_end_together_do_not_lie_on_one_another(tmp_path):
+    measured = {"model": "fast", "precision": "int8", "device": "cpu", "costs": [cost(256, 150.0)]}
+    for costs in measured["costs"]:
+        costs["stages_cpu_ms"] = dict.fromkeys(costs["stages_ms"], 1.0)
+    root = ElementTree.parse(draw(measured, tmp_path / "cost.svg")).getroot()
+    names = [node for node in root.iter() if node.text in measured["costs"][0]["stages_ms"]]
+    heights = sorted(float(node.get("y")) for node in names)
+    assert len(heights) == 4
+    assert min(b - a for a, b in pairwise(heights)) >= 12
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
