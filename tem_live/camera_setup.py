@@ -12,6 +12,7 @@ from collections.abc import Callable
 from tem_live.beam import Beam
 from tem_live.calibration import Calibrator
 from tem_live.drivers.protocols import Camera, CameraSettings, CameraState
+from tem_live.errors import InputError
 from tem_live.frames import Backend, FrameRing
 from tem_live.pipeline import Stream
 from tem_live.profiles import Profile
@@ -75,6 +76,8 @@ class CameraSetup:
         ------
         DeviceError
             The camera refuses or fails.
+        InputError
+            The frames need more memory than there is; the camera is as it was.
         CalibrationError
             A reference that the profile names is missing, broken, or (at first) does not fit.
         """
@@ -84,7 +87,13 @@ class CameraSetup:
             ring = old.ring
         else:
             slots = self._profile.pipeline.slots
-            ring = FrameRing(self._backend, slots, state.frame_shape, state.dtype)
+            try:
+                ring = FrameRing(self._backend, slots, state.frame_shape, state.dtype)
+            except InputError:
+                if old is not None:
+                    # The frames of before go on.
+                    self._camera.configure(self.settings)
+                raise
         gain = self._counts_per_electron(state)
         references = self.references.fitting(state, insist=old is None)
         dark, flat = references.get("dark"), references.get("gain")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tem_live.errors import ModelError
+from tem_live.errors import InputError, ModelError
 from tem_live.threads import keep_memory
 
 if TYPE_CHECKING:
@@ -264,6 +264,11 @@ class FrameRing:
         (height, width) of the frames.
     dtype : numpy dtype
         Data type of the raw counts.
+
+    Raises
+    ------
+    InputError
+        The machine has not that much memory.
     """
 
     def __init__(
@@ -275,9 +280,16 @@ class FrameRing:
         # Each kind in one piece. All of it is there from the first: a slot that is first needed
         # behind a slow disk, after minutes, must find its memory.
         room = (slots, *shape)
-        host = backend.empty_host(room, dtype)
-        raw = backend.empty(room, dtype, host)
-        electrons, restored = backend.zeros(room), backend.zeros(room)
+        try:
+            host = backend.empty_host(room, dtype)
+            raw = backend.empty(room, dtype, host)
+            electrons, restored = backend.zeros(room), backend.zeros(room)
+        except (MemoryError, OSError) as error:
+            size_gb = math.prod(room) * (dtype.itemsize + 8) / 1e9
+            raise InputError(
+                f"{slots} frames of {shape[0]} x {shape[1]} px take {size_gb:.3g} GB, more than "
+                "there is; lower pipeline.slots, or bin or read out a smaller region"
+            ) from error
         # Where there is nothing to upload the two are one array, in each slot as well.
         hosts = list(host)
         raws = hosts if raw is host else list(raw)

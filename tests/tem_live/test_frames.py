@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from tem_live.errors import ModelError
+from tem_live.errors import InputError, ModelError
 from tem_live.frames import FrameRing, NumpyBackend, open_backend
 
 UINT16 = np.dtype(np.uint16)
@@ -27,6 +27,11 @@ def test_slots_are_given_until_none_is_left():
     assert ring.acquire() is None
     ring.release(first)
     assert ring.acquire() is first
+
+
+def test_more_than_the_machine_has_is_told_in_one_line():
+    with pytest.raises(InputError, match=r"take .* GB, more than there is; lower pipeline\.slots"):
+        FrameRing(NumpyBackend(), 1 << 20, (8192, 8192), UINT16)
 
 
 PAGES = """

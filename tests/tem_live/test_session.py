@@ -487,6 +487,28 @@ def test_a_refused_setting_leaves_the_run_going(fake_session: Opener, camera: Fa
     assert session.state.running
 
 
+def test_frames_that_memory_does_not_hold_are_refused_and_those_before_go_on(
+    fake_session: Opener, camera: FakeCamera, monkeypatch: pytest.MonkeyPatch
+):
+    camera.shape = (32, 32)
+    session = fake_session()
+    session.binning = 2
+
+    def full(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr("tem_live.frames._mapped", full)
+    with pytest.raises(InputError, match=r"lower pipeline\.slots"):
+        session.binning = 1
+    assert session.binning == 2
+    session.start(3)
+    assert session.wait(10.0)
+    assert session.stats().frames == 3
+    frame = session.newest()
+    assert frame is not None
+    assert frame.raw.shape == (16, 16)
+
+
 def test_binning_keeps_the_dose_rate_of_the_specimen(fake_session: Opener, camera: FakeCamera):
     session = fake_session()
     assert session.dose_rate == pytest.approx(500)
