@@ -24,6 +24,7 @@ from tem_live.cli.options import (
 from tem_live.cli.printing import complain, file_progress, plain, run_progress, show, tell_cost
 from tem_live.errors import InputError, TemLiveError
 from tem_live.paths import check_target, numbered
+from tem_live.threads import keep_memory
 
 HEADLESS_FRAMES = 60
 
@@ -139,6 +140,7 @@ def restore(
 
     if counts_per_electron is not None and not counts_per_electron > 0:
         raise InputError(f"--counts-per-electron {counts_per_electron:g}: give a positive number")
+    keep_memory()
     results = restore_files(
         sources,
         out,
