@@ -567,7 +567,7 @@ def direct_electron_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
             mend,
             exposure_s=0.02,
             # Its simulation keeps a processor busy.
-            reply_s=5.0,
+            reply_s=4.0,
         )
 
 
@@ -616,7 +616,7 @@ def pycromanager_peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
             lambda number: np.fromfile(log, np.uint16).reshape(-1, 48, 64)[number],
             exposure_s=0.005,
             # Two programs and Java's protocol between them, beside other tests.
-            reply_s=5.0,
+            reply_s=4.0,
         )
     finally:
         server.kill()
