@@ -39,6 +39,19 @@ def test_each_size_has_its_stages(monkeypatch):
     assert found["left_out"] == {}
 
 
+def test_sizes_are_compared_by_the_same_number_of_pixels(monkeypatch):
+    repeats = set()
+
+    def mean_ms(work, count):
+        repeats.add(count)
+        return 1.0, 1.0
+
+    monkeypatch.setattr("tem_live.bench_scaling._mean_ms", mean_ms)
+    monkeypatch.setattr("tem_live.bench_scaling.LEAST_PX", 128**2)
+    cost_by_size([32, 64, 128], "cpu", "none")
+    assert repeats == {1, 4, 16}
+
+
 def test_what_would_take_too_long_is_left_out_and_named(monkeypatch):
     monkeypatch.setattr("tem_live.bench_scaling.LONGEST_S", 0.01)
     monkeypatch.setattr("tem_live.bench_scaling.TURNS", 2)
