@@ -19,26 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tem_live.models.planes import (
-    Enlarged,
-    add_cells,
-    cell_sums,
-    continued,
-    line_sums,
-    pixels_in_cells,
-    strips,
-)
+from tem_live.models.peaks import columns_around, peak_waves, power_of, within_two
+from tem_live.models.planes import strips
 
 __all__ = ["bragg_part", "lattice_part"]
 
 # Power over that of the noise. Noise alone is above x with a chance of exp(-x); larger frames than
 # this have more coefficients, and a lattice that fills them as much more power in each of its own.
 _SURE, _SURE_PX = 16.0, 512 * 512
-# Next to a sure coefficient: the flanks of a peak widened by strain or a small crystal.
-_BESIDE = 3.0
-# Power over that of the coefficients around it, in all directions: edges and gratings reach
-# less than the first, which the clearest peak of a lattice exceeds; its others exceed the second.
-_LATTICE = 250.0
+# Power over that of the coefficients around it, in all directions: the clearest peak of a lattice
+# exceeds the first, its others the second. Some edges and gratings do, too, see `_is_whole`.
+_LATTICE = 60.0
 _PEAK = 20.0
 # Peaks of a lattice have this share of its strongest coefficient, and at most this share of all
 # power is left beside them.
@@ -53,11 +44,6 @@ _TOGETHER = 128
 # Longer periods are the network's own; there a background would count as a peak.
 _LONGEST_PX = 40.0
 _SMALLEST_PX = 64
-# The cells in which it is decided whether the waves are there, in pixels, and how many times their
-# variance a difference from the larger ones must have to count for a half.
-_CELLS = ((48, 1.0), (12, 1.0), (4, 4.0))
-# Over 1: flanks under the threshold are missing from the waves, and noise goes both ways.
-_MOST = 1.25
 # On the axes: neighbours whose mean is the floor, from and to so many coefficients away.
 _NEAR, _FAR = 4, 20
 # Patterns of this period along the rows or columns belong to amplifiers that take turns.
@@ -92,8 +78,8 @@ def bragg_part(residual: Tensor) -> Tensor | None:
     found = _standing_out(residual, _LONGEST_PX)
     if found is None:
         return None
-    spectrum, _, excess, sure = found
-    return _waves(residual, spectrum, excess, sure)
+    _, log, excess, sure = found
+    return peak_waves(residual, log, excess, sure)
 
 
 def lattice_part(frame: Tensor) -> Tensor | None:
@@ -122,7 +108,7 @@ def lattice_part(frame: Tensor) -> Tensor | None:
     sharp = torch.cat([_over_surroundings(log, part) for part in torch.split(places, _TOGETHER)])
     if float(sharp.max()) < math.log(_LATTICE):
         return None
-    part = _waves(frame, spectrum, excess, places[sharp > math.log(_PEAK)])
+    part = peak_waves(frame, log, excess, places[sharp > math.log(_PEAK)])
     return part if _is_whole(spectrum, part) else None
 
 
@@ -133,25 +119,19 @@ def _is_whole(spectrum: Tensor, part: Tensor) -> bool:
     would look like a lattice of its own around its edge.
     """
     taken = torch.fft.rfft2(part, norm="ortho")
-    power = _power(taken)
+    power = power_of(taken)
     strongest = power.amax(dim=0)
     least = _STRONG * strongest.amax()
-    columns = _columns_around((strongest > least).nonzero(), 4, power.shape[1])
+    columns = columns_around((strongest > least).nonzero(), 4, power.shape[1])
     power, taken = (part.index_select(1, columns) for part in (power, taken))
-    beside = _within_two(_within_two(power > least))
-    missing = _power(spectrum.index_select(1, columns).sub_(taken)).sub_(1.0)
+    beside = within_two(within_two(power > least))
+    missing = power_of(spectrum.index_select(1, columns).sub_(taken)).sub_(1.0)
     return bool((missing * beside).sum() < _LEFT * (power * beside).sum())
 
 
 def _sure(height: int, width: int) -> float:
     """Logarithm of the power over that of the noise that is no chance in a frame of this size."""
     return math.log(_SURE + max(0.0, math.log(height * width / _SURE_PX)))
-
-
-def _power(spectrum: Tensor) -> Tensor:
-    """Squared modulus of complex numbers; `abs` takes the root first, at five times the time."""
-    squares = torch.view_as_real(spectrum).square()
-    return squares[..., 0] + squares[..., 1]
 
 
 def _standing_out(image: Tensor, longest_px: float) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
@@ -254,35 +234,6 @@ class _Ground:
         return excess
 
 
-def _waves(image: Tensor, spectrum: Tensor, excess: Tensor, peaks: Tensor) -> Tensor:
-    """The peaks (n, 2) with their flanks, transformed back, where the image contains them."""
-    height, width = image.shape
-    # Only a few columns hold anything.
-    columns = _columns_around(peaks[:, 1:], 2, excess.shape[1])
-    place = torch.zeros(excess.shape[1], dtype=torch.int64, device=image.device)
-    place[columns] = torch.arange(len(columns), device=image.device)
-    keep = torch.zeros((height, len(columns)), dtype=torch.bool, device=image.device)
-    keep[peaks[:, 0], place[peaks[:, 1]]] = True
-    keep = _within_two(keep).logical_and_(excess.index_select(1, columns) > math.log(_BESIDE))
-    kept = spectrum.index_select(1, columns).masked_fill_(keep.logical_not_(), 0.0)
-    kept = torch.fft.ifft(kept, dim=0, norm="ortho")
-    waves = torch.empty((height, width), device=image.device)
-    whole = torch.zeros_like(spectrum[next(strips(height, width, image.device))])
-    for rows in strips(height, width, image.device):
-        whole[: rows.stop - rows.start, columns] = kept[rows]
-        lines = whole[: rows.stop - rows.start]
-        waves[rows] = torch.fft.irfft(lines, n=width, dim=1, norm="ortho")
-    return _where_they_are(image, waves)
-
-
-def _columns_around(columns: Tensor, reach: int, count: int) -> Tensor:
-    """These of `count` columns (n, 1), and those within `reach` of them, in order and once."""
-    steps = torch.arange(-reach, reach + 1, device=columns.device)
-    found = torch.zeros(count, dtype=torch.bool, device=columns.device)
-    found[(columns + steps).clamp_(0, count - 1)] = True
-    return found.nonzero()[:, 0]
-
-
 def _over_surroundings(log: Tensor, places: Tensor) -> Tensor:
     """Log of the power at places (n, 2) over the mean of those around each, in all directions."""
     height, columns = log.shape
@@ -343,59 +294,3 @@ def _over_neighbours(log: Tensor, beyond: Tensor) -> Tensor:
     kernel[_FAR - _NEAR + 1 : _FAR + _NEAR] = 0.0
     floor = beyond.unfold(1, 2 * _FAR + 1, 1) @ (kernel / kernel.sum())
     return log - floor - _EULER
-
-
-def _within_two(mask: Tensor) -> Tensor:
-    """Mask and what lies within two coefficients of it (max_pool2d takes twenty times as long)."""
-    rows = mask.clone()
-    for shift in (-2, -1, 1, 2):
-        rows |= mask.roll(shift, dims=0)
-    both = rows.clone()
-    for shift in (1, 2):
-        both[:, shift:] |= rows[:, :-shift]
-        both[:, :-shift] |= rows[:, shift:]
-    return both
-
-
-def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
-    """Waves times their local amplitude, from 0 to a little over 1, in the image; in place.
-
-    The waves of a small crystal run on through the vacuum around it. The projection of the
-    image on them, cell by cell, tells where they belong. The whole frame has them with an
-    amplitude of one; smaller and smaller cells have the amplitude of those around them, unless
-    they differ from it by more than their own standard error.
-    """
-    height, width = waves.shape
-    fields: list[Enlarged] = []
-    last_px = 1
-    for cell_px, doubt in reversed(_CELLS):
-        if last_px == 1:
-            sums = cell_sums(line_sums([(waves, waves), (image, waves)], cell_px), cell_px)
-        else:
-            sums = add_cells(sums, cell_px // last_px)
-        means = _three_by_three(sums / pixels_in_cells(height, width, cell_px, waves.device))
-        weight, amplitude = means[0].clamp_min_(1e-9), means[1]
-        amplitude.div_(weight).clamp_(0.0, _MOST)
-        # In the place of the weight: the variance of the amplitude.
-        weight.reciprocal_().mul_(doubt / (3 * cell_px) ** 2)
-        fields.insert(0, Enlarged(means, cell_px, width))
-        last_px = cell_px
-    for rows in strips(height, width, waves.device, last_px):
-        believed: Tensor | float = 1.0
-        for field in fields:
-            variance, local = field.rows(rows)
-            difference = local - believed
-            rest = difference * variance
-            # believed + difference * square / (square + variance), with fewer steps
-            variance.addcmul_(difference, difference)
-            believed = local.addcdiv_(rest, variance, value=-1.0)
-        waves[rows] *= believed
-    return waves
-
-
-def _three_by_three(cells: Tensor) -> Tensor:
-    """Mean of each cell (n, h, w) and those around it, which at the border are the outermost."""
-    rows = continued(cells)
-    rows = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-    both = torch.cat([rows[..., :1], rows, rows[..., -1:]], dim=2)
-    return (both[..., :-2] + both[..., 1:-1]).add_(both[..., 2:]).div_(9.0)

@@ -4,7 +4,8 @@ A ReLU that stays below its threshold for every frame has no gradient and never 
 deep blocks of a network trained at high rates most channels can end so: they cost time and do
 nothing. Here each channel in the middle of a residual block is asked for its share of what the
 block adds; those with the least are taken out, and those that are kept but sleep can be begun anew
-(Sokar et al., arXiv:2302.12902), to be trained on from there (``start`` in a recipe).
+(Sokar et al., arXiv:2302.12902), to be trained on from there (``start`` in a recipe). Where all of
+a block's channels do something it can be given more.
 """
 
 from __future__ import annotations
@@ -127,10 +128,10 @@ def trimmed(
     seen : sequence of Middle
         See `seen_middles`.
     middles : sequence of int
-        How many channels to keep of each block.
+        How many channels each block is to have.
     waken : bool
         Whether those kept that sleep begin anew: with random weights in front of them, none
-        behind. The network then computes the same at first.
+        behind. The network then computes the same at first. So do those that a block has not had.
     seed : int
         Of these weights.
 
@@ -139,13 +140,12 @@ def trimmed(
     InputError
         `middles` do not fit the network.
     """
-    if len(middles) != len(network.middles) or not all(
-        1 <= kept <= there for kept, there in zip(middles, network.middles, strict=False)
-    ):
-        raise InputError(
-            f"middles {','.join(map(str, middles))} do not fit: the network has "
-            f"{','.join(map(str, network.middles))}; give as many numbers, none of them larger"
-        )
+    told = f"middles {','.join(map(str, middles))} do not fit: the network has "
+    told += ",".join(map(str, network.middles))
+    if len(middles) != len(network.middles) or min(middles) < 1:
+        raise InputError(f"{told}; give as many numbers, each of them 1 or more")
+    if not waken and any(a > b for a, b in zip(middles, network.middles, strict=True)):
+        raise InputError(f"{told}; larger ones only begin anew, with --waken")
     made = DoseUNet(network.widths, network.blocks, network.waves, middles)
     random = torch.Generator().manual_seed(seed)
     weights = network.state_dict()
@@ -162,34 +162,39 @@ def trimmed(
 
 
 def _fill(block: Any, old: Any, middle: Middle, random: torch.Generator | None) -> None:
-    """Copy the channels that do most from block `old` into the narrower `block`."""
+    """Copy the channels that do most from block `old` into `block`; others of it begin anew."""
     shares = middle.shares(old.second)
     order = shares.argsort(descending=True)
     width = block.second.in_channels
     kept = order[:width].sort().values
-    asleep = shares[kept] < ASLEEP if random is not None else torch.zeros(width, dtype=torch.bool)
+    asleep = shares[kept] < ASLEEP if random is not None else torch.zeros(len(kept)).bool()
     gone = torch.cat([order[width:], kept[asleep]])
-    block.first.weight.copy_(old.first.weight[kept])
-    block.first.bias.copy_(old.first.bias[kept])
-    block.noise.weight.copy_(old.noise.weight[kept])
-    block.noise.bias.copy_(old.noise.bias[kept])
-    block.second.weight.copy_(old.second.weight[:, kept])
+    there = slice(0, len(kept))
+    block.first.weight[there] = old.first.weight[kept]
+    block.first.bias[there] = old.first.bias[kept]
+    block.noise.weight[there] = old.noise.weight[kept]
+    block.noise.bias[there] = old.noise.bias[kept]
+    block.second.weight[:, there] = old.second.weight[:, kept]
     left = (old.second.weight[:, gone] * middle.mean[gone].float()[None, :, None, None]).sum(
         (1, 2, 3)
     )
     block.second.bias.copy_(old.second.bias + left)
-    count = int(asleep.sum())
-    if random is None or not count:
-        return
-    awake = block.first.weight[~asleep].flatten(1).norm(dim=1)
-    usual = float(awake.median()) if len(awake) else 1.0
-    fresh = torch.randn(block.first.weight[asleep].shape, generator=random)
-    fresh *= usual / fresh.flatten(1).norm(dim=1)[:, None, None, None]
-    block.first.weight[asleep] = fresh
-    block.first.bias[asleep] = 0.0
-    block.noise.bias[asleep] = 0.0
-    block.noise.weight[asleep] = 0.02 * torch.randn(count, CONDITIONS, generator=random)
-    block.second.weight[:, asleep] = 0.0
+    fresh = torch.cat([asleep, torch.ones(width - len(kept)).bool()])
+    if random is not None and bool(fresh.any()):
+        awake = old.first.weight[kept[~asleep]].flatten(1).norm(dim=1)
+        _begin_anew(block, fresh, float(awake.median()) if len(awake) else 1.0, random)
+
+
+def _begin_anew(block: Any, fresh: Tensor, norm: float, random: torch.Generator) -> None:
+    """Give channels random weights of this norm in front of them, and none behind."""
+    count = int(fresh.sum())
+    weight = torch.randn(block.first.weight[fresh].shape, generator=random)
+    weight *= norm / weight.flatten(1).norm(dim=1)[:, None, None, None]
+    block.first.weight[fresh] = weight
+    block.first.bias[fresh] = 0.0
+    block.noise.bias[fresh] = 0.0
+    block.noise.weight[fresh] = 0.02 * torch.randn(count, CONDITIONS, generator=random)
+    block.second.weight[:, fresh] = 0.0
 
 
 def write(network: DoseUNet, restorer: Restorer, path: Path) -> ModelCard:
@@ -222,8 +227,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tem_live.models.trim", description=__doc__)
     parser.add_argument("start", help="a restorer's name, or the path of its .safetensors")
-    parser.add_argument("--middles", help="channels to keep, block by block; without: only tell")
-    parser.add_argument("--waken", action="store_true", help="begin those anew that sleep")
+    parser.add_argument("--middles", help="channels of each block to be; without: only tell")
+    parser.add_argument("--waken", action="store_true", help="begin anew what sleeps or is new")
     parser.add_argument("--frames", type=int, default=150, help="how many are looked at")
     parser.add_argument("--to", type=Path, help="path of the .safetensors to be written")
     options = parser.parse_args(argv)

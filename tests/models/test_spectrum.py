@@ -74,8 +74,34 @@ def test_a_small_crystal_does_not_run_into_the_vacuum() -> None:
     noise = np.random.default_rng(2).standard_normal(truth.shape, dtype=np.float32)
     part = bragg_part(torch.from_numpy(truth + noise))
     assert part is not None
-    assert float(part[:, 160:].std()) < 0.05 * float(truth[:, :90].std())
+    assert float(part[:, 160:].std()) < 0.1 * float(truth[:, :90].std())
     assert float(part[:, :90].std()) > 0.8 * float(truth[:, :90].std())
+
+
+@pytest.mark.parametrize("shape", [(240, 311), (201, 333)])
+def test_a_lattice_does_not_break_off_at_the_edges(shape: tuple[int, int]) -> None:
+    # No whole number of periods fits: a transform of the frame alone leaves over 0.15 there.
+    truth = lattice(*shape)
+    noise = np.random.default_rng(3).standard_normal(truth.shape, dtype=np.float32)
+    part = lattice_part(torch.from_numpy(truth + noise))
+    assert part is not None
+    errors = np.square(part.numpy() - truth)
+    edges = np.ones(shape, dtype=bool)
+    edges[12:-12, 12:-12] = False
+    assert float(errors[edges].mean()) < 0.04
+    assert float(errors.mean()) < 0.01
+
+
+@pytest.mark.parametrize("period", [16.0, 5.2])
+def test_fringes_along_the_rows_count_once(period: float) -> None:
+    # The first column of the half spectrum has no other half.
+    shape = (200, 230)
+    truth = np.tile(np.cos(2 * np.pi * np.arange(shape[0]) / period)[:, None], (1, shape[1]))
+    truth = truth.astype(np.float32)
+    noise = np.random.default_rng(5).standard_normal(shape, dtype=np.float32)
+    part = bragg_part(torch.from_numpy(truth + noise))
+    assert part is not None
+    assert float(((part.numpy() - truth) ** 2).mean()) < 0.03 * float((truth**2).mean())
 
 
 @pytest.mark.parametrize("shape", [(256, 256), (201, 333)])

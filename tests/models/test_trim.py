@@ -74,8 +74,12 @@ def test_the_mean_of_what_is_taken_out_stays(network: DoseUNet) -> None:
     torch.testing.assert_close(result(made)[inner], result(network)[inner], rtol=0.0, atol=5e-3)
 
 
-def test_sleepers_that_begin_anew_change_nothing_and_can_learn(network: DoseUNet) -> None:
-    made = trim.trimmed(network, seen(network), (6, 12, 8), waken=True)
+@pytest.mark.parametrize("middles", [(6, 12, 8), (6, 20, 12)])
+def test_channels_that_begin_anew_change_nothing_and_can_learn(
+    network: DoseUNet, middles: tuple[int, ...]
+) -> None:
+    made = trim.trimmed(network, seen(network), middles, waken=True)
+    assert made.middles == middles
     torch.testing.assert_close(result(made), result(network), rtol=0.0, atol=1e-5)
     blocks = torch.randn(2, 16, 24, 16)
     made(blocks, torch.zeros(2, CONDITIONS)).square().sum().backward()
