@@ -120,8 +120,7 @@ class NetworkRestorer(Restorer):
     def _restore_finite(self, frame: Tensor, mean: float, out: Tensor) -> None:
 
         height, width = frame.shape
-        fitted = self._fit(frame)
-        blocks, sigma, vector = self._blocks_and_noise(fitted, mean)
+        blocks, sigma, vector = self._blocks_and_noise(self._fit(frame), mean)
         if sigma == 0.0 and bool((frame == frame.flatten()[0]).all()):
             out.copy_(frame)
             return
@@ -147,30 +146,46 @@ class NetworkRestorer(Restorer):
         if lattice is not None:
             lattice = lattice.sub_(lattice.mean()).mul_(sigma)
             torch.sub(frame, lattice, out=rest)
-            fitted = self._fit(rest)
-            blocks, sigma, vector = self._blocks_and_noise(fitted, mean)
+            blocks, sigma, vector = self._blocks_and_noise(self._fit(rest), mean)
             if sigma == 0.0:
                 out.copy_(frame)
                 return
-        in_units_of(blocks, mean, sigma, out=blocks)
-        parts = [blocks]
-        if self._network.waves:
-            units = torch.empty_like(fitted)
-            in_units_of(fitted, mean, sigma, out=units)
-            parts.append(blocks_of(lattice_waves(units[None])[0]))
-        if lattice is not None:
             in_units_of(rest, mean, sigma, out=rest)
-        if max(height, width) > _TILE_PX:
-            restored = self._tiled(parts, vector)
-        else:
-            restored = self._run(blocks, vector, *parts[1:])
-        image = image_of(restored, rest)
+        in_units_of(blocks, mean, sigma, out=blocks)
+        image = self._specimen(rest, mean / sigma, blocks, vector)
         # Planes of a large frame are not kept for longer than they are needed.
-        del fitted, blocks, parts, restored
+        del blocks
         left = _add_what_is_left(image, rest, mean / sigma)
         torch.add(torch.tensor(mean + sigma * left), image, alpha=sigma, out=out)
         if lattice is not None:
             out += lattice
+
+    def _specimen(self, rest: Tensor, level: float, blocks: Tensor, vector: Tensor) -> Tensor:
+        """What the network makes of a frame.
+
+        Parameters
+        ----------
+        rest : Tensor
+            float32 (H, W), the frame less its mean, in units of the noise. Written to: what the
+            network makes of it is subtracted.
+        level : float
+            That mean, in the same unit.
+        blocks, vector : Tensor
+            The same frame as the network wants it, see `_blocks_and_noise`.
+
+        Returns
+        -------
+        Tensor
+            float32 (H, W), in the same unit.
+        """
+        parts = [blocks]
+        if self._network.waves:
+            parts.append(blocks_of(lattice_waves(self._fit(rest)[None])[0]))
+        if max(rest.shape) > _TILE_PX:
+            restored = self._tiled(parts, vector)
+        else:
+            restored = self._run(blocks, vector, *parts[1:])
+        return image_of(restored, rest)
 
     def _fit(self, frame: Tensor) -> Tensor:
         step = self._network.multiple

@@ -243,12 +243,9 @@ def _make_restorer(card: ModelCard, device: str, network: Any, precision: Precis
 
         return CgrdnRestorer(card, device, network)
     from tem_live.models.network_restorer import NetworkRestorer
+    from tem_live.models.views import ViewsRestorer
 
     network = network.requires_grad_(False).eval().to(torch.device(device))
     network = network.to(memory_format=torch.channels_last)
-    restorer = NetworkRestorer(card, device, network, precision)
-    if card.kind == "views":
-        from tem_live.models.views import ViewsRestorer
-
-        return ViewsRestorer(card, restorer)
-    return restorer
+    kind = ViewsRestorer if card.kind == "views" else NetworkRestorer
+    return kind(card, device, network, precision)

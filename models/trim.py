@@ -71,8 +71,7 @@ def blocks_of(network: DoseUNet) -> list[Any]:
 
 def network_of(restorer: Restorer) -> DoseUNet:
     """The network that a restorer of this package runs; `InputError` where there is none."""
-    single = getattr(restorer, "_single", restorer)
-    network = getattr(single, "_network", None)
+    network = getattr(restorer, "_network", None)
     if not isinstance(network, DoseUNet):
         raise InputError(f"{restorer.name} has no network of this package; use fast or best")
     return network
@@ -98,13 +97,11 @@ def seen_middles(restorer: Restorer, frames: int = 150, seed: int = 0) -> list[M
     ]
     rng = np.random.default_rng(seed)
     low, high = np.log(_DOSES_E_PER_PX)
-    # One view is enough of a restorer that shows itself several.
-    single = getattr(restorer, "_single", restorer)
     try:
         for _ in range(frames):
             scene = scenes.random_scene(rng, _SCENE_PX)
             dose = float(np.exp(rng.uniform(low, high)))
-            single.restore(cameras.expose(rng, scene, dose, cameras.random_camera(rng))[0])
+            restorer.restore(cameras.expose(rng, scene, dose, cameras.random_camera(rng))[0])
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,4 @@
-"""Restore a frame from several sides and take the mean: `best`.
+"""Show a network the frame from several sides and take the mean: `best`.
 
 What a network makes of a frame depends a little on how the frame lies on its grid of blocks.
 Turned, mirrored and moved by fractions of a block, the same frame gives other errors, and their
@@ -14,8 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tem_live.models.cards import ModelCard
-from tem_live.models.restorer import Restorer
+from tem_live.models.network_restorer import NetworkRestorer
 
 __all__ = ["VIEWS", "ViewsRestorer"]
 
@@ -35,50 +34,58 @@ VIEWS: tuple[tuple[int, bool, int, int], ...] = (
     (2, False, 19, 16),
     (3, True, 16, 18),
 )
-"""How the frame is shown, one entry a view."""
+"""How the frame is shown, one entry a view; the first is the frame itself."""
+
+# All others are continued at the lower and right edges, too, so that they are of one size: what an
+# engine makes ready for frames of a size is made once.
+_MOVED_PX = max(px for _, _, top, left in VIEWS for px in (top, left))
 
 
-class ViewsRestorer(Restorer):
-    """Mean of a restorer's results on turned, mirrored and moved copies of the frame.
+class ViewsRestorer(NetworkRestorer):
+    """Runs a `DoseUNet` on turned, mirrored and moved copies of the frame.
 
-    Parameters
-    ----------
-    card : ModelCard
-        What it is.
-    single : Restorer
-        Restores each view.
+    What is done to a frame before and after the network is done once, to the frame as it is.
     """
 
-    def __init__(self, card: ModelCard, single: Restorer) -> None:
-        super().__init__(card, single.device)
-        self._single = single
-        self.precision = single.precision
-        self.engine = single.engine
-
     def gmac(self, shape: tuple[int, int]) -> float | None:
-        """See `Restorer.gmac`: that of the single restorer, once a view."""
-        once = self._single.gmac(shape)
+        """See `Restorer.gmac`: that of the network, once a view."""
+        once = super().gmac(shape)
         return None if once is None else len(VIEWS) * once
 
-    def _restore_finite(self, frame: Tensor, mean: float, out: Tensor) -> None:
-        total = torch.zeros_like(frame)
-        for turns, mirrored, top, left in VIEWS:
-            view = frame.flip(1) if mirrored else frame
-            view = torch.rot90(view, turns)
+    def prepare(self, shape: tuple[int, int]) -> None:
+        """See `Restorer.prepare`."""
+        height, width = (side + _MOVED_PX for side in shape)
+        for view in dict.fromkeys((shape, (height, width), (width, height))):
+            super().prepare(view)
+
+    def _specimen(self, rest: Tensor, level: float, blocks: Tensor, vector: Tensor) -> Tensor:
+        frame = rest.clone()
+        total = super()._specimen(rest, level, blocks, vector)
+        count = 1
+        for turns, mirrored, top, left in VIEWS[1:]:
+            view = torch.rot90(frame.flip(1) if mirrored else frame, turns)
+            height, width = view.shape
             view = _continued(view, top, left)
-            restored = torch.rot90(self._single.restore(view)[top:, left:], -turns)
-            total += restored.flip(1) if mirrored else restored
-            if (turns, mirrored, top, left) == VIEWS[0]:
-                # The frame itself; hits that the restorer found in it are not in this mean.
-                mean = float(restored.mean())
-        total /= len(VIEWS)
-        torch.add(total, mean - float(total.mean()), out=out)
+            blocks, sigma, vector = self._blocks_and_noise(self._fit(view), level)
+            if sigma == 0.0:
+                # A frame that is almost without noise, and in this view quite.
+                continue
+            seen = super()._specimen(view.div_(sigma), level / sigma, blocks.div_(sigma), vector)
+            seen = torch.rot90(seen[top : top + height, left : left + width], -turns)
+            total.add_(seen.flip(1) if mirrored else seen, alpha=sigma)
+            count += 1
+        torch.sub(frame, total.div_(count), out=rest)
+        return total
 
 
 def _continued(frame: Tensor, top: int, left: int) -> Tensor:
-    """The frame with mirrored rows and columns before it, as many as it has at the most."""
-    rows = torch.arange(-top, frame.shape[0], device=frame.device).abs_()
-    columns = torch.arange(-left, frame.shape[1], device=frame.device).abs_()
-    rows.clamp_(max=frame.shape[0] - 1)
-    columns.clamp_(max=frame.shape[1] - 1)
+    """The frame with mirrored rows and columns before and after it, `_MOVED_PX` in all."""
+    height, width = frame.shape
+    rows, columns = (_mirrored(*line, frame.device) for line in ((top, height), (left, width)))
     return frame[rows][:, columns]
+
+
+def _mirrored(before: int, side: int, device: torch.device) -> Tensor:
+    """Numbers of the lines of a continued frame; of a small one the last is repeated."""
+    lines = torch.arange(-before, side + _MOVED_PX - before, device=device).abs_()
+    return torch.minimum(lines, 2 * (side - 1) - lines).clamp_(0, side - 1)

@@ -7,32 +7,67 @@ import pytest
 import torch
 
 from tem_live.models import ModelCard, load_restorer
-from tem_live.models.restorers import Restorer
+from tem_live.models.network import DoseUNet
 from tem_live.models.scores import best_gaussian, mse
 from tem_live.models.testscenes import reference_scene
 from tem_live.models.views import VIEWS, ViewsRestorer
 
 
-class Keeps(Restorer):
-    """Gives back what it gets, and remembers the shapes."""
+class Keeps:
+    """A network that gives back what it gets, and remembers the shapes."""
 
     def __init__(self) -> None:
-        super().__init__(ModelCard(name="keeps", title="for tests"), "cpu")
         self.shapes: list[tuple[int, ...]] = []
+        self.prepared: list[tuple[int, ...]] = []
 
-    def _restore_finite(self, frame: torch.Tensor, mean: float, out: torch.Tensor) -> None:
-        self.shapes.append(tuple(frame.shape))
-        out.copy_(frame)
+    def __call__(self, blocks: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(blocks.shape[-2:]))
+        return blocks.clone()
+
+    def prepare(self, height: int, width: int) -> None:
+        self.prepared.append((height, width))
 
 
-@pytest.mark.parametrize("shape", [(40, 64), (33, 70), (5, 3), (1, 1)])
-def test_every_view_is_brought_back_to_its_place(shape):
+@pytest.fixture
+def keeps() -> Keeps:
+    return Keeps()
+
+
+@pytest.fixture
+def views(keeps: Keeps) -> ViewsRestorer:
+    made = ViewsRestorer(
+        ModelCard(name="views", title="for tests"), "cpu", DoseUNet((8, 16), (1, 1))
+    )
+    made._run = keeps  # type: ignore[assignment]
+    return made
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (64, 64), (33, 70), (5, 3)])
+def test_every_view_is_brought_back_to_its_place(
+    shape: tuple[int, int], views: ViewsRestorer, keeps: Keeps
+) -> None:
     frame = np.random.default_rng(1).random(shape, dtype=np.float32)
-    single = Keeps()
-    views = ViewsRestorer(ModelCard(name="views", title="for tests"), single)
-    assert np.allclose(views.restore(frame), frame, atol=1e-6)
-    assert len(single.shapes) == len(VIEWS) == len(set(VIEWS))
-    assert (shape[1] + 2, shape[0] + 1) in single.shapes
+    assert np.allclose(views.restore(frame), frame, atol=1e-5)
+    assert len(keeps.shapes) == len(VIEWS) == len(set(VIEWS))
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (64, 64)])
+def test_it_is_made_ready_for_every_view(
+    shape: tuple[int, int], views: ViewsRestorer, keeps: Keeps
+) -> None:
+    views.prepare(shape)
+    views.restore(np.random.default_rng(1).random(shape, dtype=np.float32))
+    # The frame itself, and the others as they lie and turned: of a square both are the same.
+    assert len(keeps.prepared) == len(set(keeps.prepared)) == 3 - (shape[0] == shape[1])
+    assert set(keeps.shapes) == set(keeps.prepared)
+
+
+def test_a_view_without_noise_is_left_out(views: ViewsRestorer, keeps: Keeps) -> None:
+    # A corner has every band of the block it cuts; moved to the corner of a block it has none.
+    frame = np.zeros((32, 32), dtype=np.float32)
+    frame[13:, 17:] = 1.0
+    assert np.allclose(views.restore(frame), frame, atol=1e-4)
+    assert 1 < len(keeps.shapes) < len(VIEWS)
 
 
 def test_best_has_less_error_than_the_default():
