@@ -100,9 +100,12 @@ def peak_waves(image: Tensor, log: Tensor, excess: Tensor, peaks: Tensor) -> Ten
     plane = _Plane(height, width, tall, wide, columns)
     found = plane.coefficients(image)
     # 0 of 0 is no number.
-    share = (1.0 - noise / power_of(found)).clamp_min_(0.0).nan_to_num_(0.0)
+    share = (1.0 - noise / power_of(found)).nan_to_num_(0.0)
+    believed = share > 0.0
+    fitted = torch.zeros_like(found)
+    fitted[believed] = _fitted(plane, believed, found[believed], share[believed])
     waves = torch.empty((height, width), device=image.device)
-    plane.draw(_fitted(plane, found, share), waves)
+    plane.draw(fitted, waves)
     return _where_they_are(image, waves)
 
 
@@ -139,12 +142,13 @@ class _Plane:
         self._height, self._width, self._wide, self._columns = height, width, wide, columns
         self._tall = tall
         device = columns.device
+        single = (columns == 0) | (2 * columns == wide)
+        self.weight = torch.where(single, 1.0, 2.0)
+        """float32 (K,): each column but the first and the last of the spectrum stands for two."""
         self._strips = list(strips(height, wide, device))
         # The other columns stay zero, whatever rows are drawn.
         rows, half = self._strips[0].stop, wide // 2 + 1
         self._whole = torch.zeros((rows, half), dtype=torch.complex64, device=device)
-        single = (columns == 0) | (2 * columns == wide)
-        self._weight = torch.where(single, 1.0, 2.0)
 
     def coefficients(self, image: Tensor) -> Tensor:
         """Those of the frame (H, W) with zeros around it, complex64 (rows, K)."""
@@ -168,11 +172,6 @@ class _Plane:
         found: Tensor = torch.fft.fft(seen, dim=0)
         return found
 
-    def product(self, one: Tensor, other: Tensor) -> Tensor:
-        """Inner product of two planes; each column but the first and the last stands for two."""
-        both = torch.view_as_real(one) * torch.view_as_real(other)
-        return both.sum(dim=(0, 2)) @ self._weight
-
     def _no_lines(self) -> Tensor:
         shape = (self._tall, len(self._columns))
         return torch.zeros(shape, dtype=torch.complex64, device=self._columns.device)
@@ -188,27 +187,32 @@ class _Plane:
         return drawn[:, : self._width]
 
 
-def _fitted(plane: _Plane, found: Tensor, share: Tensor) -> Tensor:
+def _fitted(plane: _Plane, believed: Tensor, found: Tensor, share: Tensor) -> Tensor:
     """Coefficients whose waves are closest to the frame, each believed to its share.
 
     Conjugate gradients with the share as preconditioner (Shewchuk, 1994, "An introduction to the
-    conjugate gradient method without the agonizing pain", section B3). `found` is written to.
+    conjugate gradient method without the agonizing pain", section B3), on the n coefficients of
+    the mask `believed` (rows, K) alone.
     """
-    believed = share > 0.0
-    doubt = torch.where(believed, share.reciprocal() - 1.0, 0.0)
-    left = found.mul_(believed)
-    step = share * left
+    whole = torch.zeros(believed.shape, dtype=found.dtype, device=found.device)
+    weight = plane.weight.expand(believed.shape)[believed]
+    doubt = share.reciprocal() - 1.0
+
+    def product(one: Tensor, other: Tensor) -> Tensor:
+        return (torch.view_as_real(one) * torch.view_as_real(other)).sum(dim=1) @ weight
+
+    left, step = found, share * found
     fitted = torch.zeros_like(found)
-    length = plane.product(left, step)
+    length = product(left, step)
     for _ in range(_STEPS):
-        seen = plane.seen(step).addcmul_(doubt, step).mul_(believed)
-        # Where nothing is believed in, nothing is fitted.
-        rate = length / plane.product(step, seen).clamp_min_(_TINY)
-        fitted.addcmul_(rate, step)
-        left = left.addcmul_(rate, seen, value=-1.0)
+        whole[believed] = step
+        seen = plane.seen(whole)[believed] + doubt * step
+        rate = length / product(step, seen).clamp_min_(_TINY)
+        fitted += rate * step
+        left = left - rate * seen
         downhill = share * left
-        before, length = length, plane.product(left, downhill)
-        step = downhill.addcmul_(length / before.clamp_min(_TINY), step)
+        before, length = length, product(left, downhill)
+        step = downhill + length / before.clamp_min(_TINY) * step
     return fitted
 
 
