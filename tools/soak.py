@@ -15,6 +15,10 @@ the restorer compiles its network, which takes seconds, and the frames that wait
 caught up with. What memory did in it is printed and in the JSON, so that nothing hides there;
 ``--warm-up-s 0`` leaves it out.
 
+Where the machine is not all one's own, single minutes differ by more than that. The medians of the
+minutes in the first and in the last third of the run are printed beside the verdicts: they tell
+whether it becomes slower, and have no verdict of their own.
+
 Exit status 0: all three hold. 1: one does not, or the run ended early. Run it on a machine that
 does nothing else. A recording of `sim` takes 1 MB a frame, with its restored plane.
 """
@@ -193,6 +197,18 @@ def checks(minutes: Sequence[Minute]) -> list[Check]:
     ]
 
 
+def thirds(minutes: Sequence[Minute]) -> tuple[float, float] | None:
+    """Latency at the 99th percentile in ms: median minute of the first and of the last third."""
+    count = max(1, len(minutes) // 3)
+    first, last = (
+        [m.latency_ms_p99 for m in part if m.latency_ms_p99 is not None]
+        for part in (minutes[:count], minutes[-count:])
+    )
+    if not first or not last:
+        return None
+    return float(np.median(first)), float(np.median(last))
+
+
 def _compared(name: str, first: float | None, last: float | None, bound: float) -> Check:
     if not first or last is None:
         return Check(name, first, last, None, bound, None)
@@ -247,6 +263,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = checks(run.minutes)
     passes = all(check.passes is not False for check in found)
     print(table(found))
+    medians = thirds(run.minutes)
+    if medians is not None:
+        before, after = medians
+        print(
+            f"latency, 99 %, median minute of the first and of the last third: {before:.1f} and "
+            f"{after:.1f} ms ({after / before - 1.0:+.1%})"
+        )
     if options.json:
         facts = {
             "profile": options.profile,
@@ -257,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "frame_shape": state.frame_shape,
             "warm_up_s": options.warm_up_s,
             "passes": passes,
+            "latency_ms_p99_thirds": medians,
             "checks": [asdict(check) for check in found],
             **asdict(run),
         }

@@ -57,6 +57,15 @@ def test_first_minute_is_held_against_the_last(
     assert told.count("not measured") == verdicts.count(None)
 
 
+def test_thirds_tell_whether_it_becomes_slower(soak: ModuleType) -> None:
+    minute = soak.Minute(20.0, 20.0, 60.0, 60.0, 0, 400.0, 401.0)
+    p99 = [60.0, 250.0, 62.0, None, 90.0, 300.0, 66.0, 61.0, 64.0]
+    run = [replace(minute, latency_ms_p99=ms) for ms in p99]
+    assert soak.thirds(run) == (62.0, 64.0)
+    assert soak.thirds(run[:2]) == (60.0, 250.0)
+    assert soak.thirds([replace(minute, latency_ms_p99=None)] * 3) is None
+
+
 def test_frames_lost_in_the_first_minute_count(soak: ModuleType) -> None:
     minute = soak.Minute(20.0, 20.0, 60.0, 200.0, 3, 400.0, 401.0)
     assert soak.checks([minute, minute])[0].passes is False
