@@ -33,7 +33,7 @@ _LONGER = 1.5
 # Steps towards the least squares; each transforms the frame's lines forth and back.
 _STEPS = 3
 # A coefficient of so many times the power of the noise loses all of it, a larger one its share.
-_FLANK = 3.0
+_FLANK = 2.0
 # The cells in which it is decided whether the waves are there, in pixels, and how many times their
 # variance a difference from the larger ones must have to count for a half.
 _CELLS = ((48, 1.0), (12, 1.0), (4, 4.0))
