@@ -137,12 +137,7 @@ def trimmed(
     InputError
         `middles` do not fit the network.
     """
-    told = f"middles {','.join(map(str, middles))} do not fit: the network has "
-    told += ",".join(map(str, network.middles))
-    if len(middles) != len(network.middles) or min(middles) < 1:
-        raise InputError(f"{told}; give as many numbers, each of them 1 or more")
-    if not waken and any(a > b for a, b in zip(middles, network.middles, strict=True)):
-        raise InputError(f"{told}; larger ones only begin anew, with --waken")
+    _must_fit(network, middles, waken)
     made = DoseUNet(network.widths, network.blocks, network.waves, middles)
     random = torch.Generator().manual_seed(seed)
     weights = network.state_dict()
@@ -156,6 +151,16 @@ def trimmed(
         for old, block, middle in zip(blocks_of(network), blocks_of(made), seen, strict=True):
             _fill(block, old, middle, random if waken else None)
     return made.eval()
+
+
+def _must_fit(network: DoseUNet, middles: Sequence[int], waken: bool) -> None:
+    """Refuse numbers of channels that the blocks cannot have."""
+    told = f"middles {','.join(map(str, middles))} do not fit: the network has "
+    told += ",".join(map(str, network.middles))
+    if len(middles) != len(network.middles) or min(middles) < 1:
+        raise InputError(f"{told}; give as many numbers, each of them 1 or more")
+    if not waken and any(a > b for a, b in zip(middles, network.middles, strict=True)):
+        raise InputError(f"{told}; larger ones only begin anew, with --waken")
 
 
 def _fill(block: Any, old: Any, middle: Middle, random: torch.Generator | None) -> None:
@@ -234,6 +239,12 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(f"--frames {options.frames}: look at one frame or more")
         restorer = load_restorer(options.start, "cpu", "float32")
         network = network_of(restorer)
+        # What is wrong is told before the frames are looked at, which takes its time.
+        middles = None if options.middles is None else _numbers(options.middles)
+        if middles is not None:
+            if options.to is None or options.to.suffix != ".safetensors":
+                raise InputError("--to must name a .safetensors file")
+            _must_fit(network, middles, options.waken)
         seen = seen_middles(restorer, options.frames)
         for block, middle in zip(blocks_of(network), seen, strict=True):
             shares = middle.shares(block.second).sort().values
@@ -241,11 +252,8 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.write(
                 f"{len(shares)} channels, {awake} awake, {needed} give 99.9 % of the variance\n"
             )
-        if options.middles is None:
+        if middles is None:
             return 0
-        if options.to is None or options.to.suffix != ".safetensors":
-            raise InputError("--to must name a .safetensors file")
-        middles = _numbers(options.middles)
         made = trimmed(network, seen, middles, waken=options.waken)
         card = write(made, restorer, options.to)
     except TemLiveError as error:
