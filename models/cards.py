@@ -88,6 +88,8 @@ class ModelCard(BaseModel):
         The recipe's text.
     source : str
         Where imported weights came from.
+    weights : str
+        Name of the card beside it whose weights these are, too; empty where it has its own.
     sha256 : str or None
         Of the weights; checked on loading.
     licence : str
@@ -117,6 +119,8 @@ class ModelCard(BaseModel):
     training: str = ""
     recipe: str = ""
     source: str = ""
+    # A plain name: a card must not lead to another folder.
+    weights: str = Field(default="", pattern=r"^([A-Za-z0-9][\w.-]*)?$")
     sha256: str | None = None
     licence: str = "BSD-3-Clause"
     limits: tuple[str, ...] = ()

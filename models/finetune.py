@@ -424,6 +424,7 @@ def _place(
             "training": f"{steps} steps from {start.name} version {start.version}",
             "recipe": json.dumps(recipe.model_dump(mode="json"), indent=2),
             "source": f"{start.name}, SHA-256 {start.sha256}",
+            "weights": "",
             "sha256": sha256_of(placed),
             "limits": (*start.limits, "Trained on one user's data: score it anew on any other."),
         }

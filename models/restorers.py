@@ -188,9 +188,14 @@ def _load_network(path: Path, device: str, precision: Precision) -> Restorer:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    described = path.with_suffix(".json")
+    if not path.is_file() and not described.is_file():
+        raise ModelError(f"no weights at {path}; check the path or reinstall tem_live")
+    card = read_card(described)
+    if card.weights:
+        path = path.with_name(f"{card.weights}.safetensors")
     if not path.is_file():
         raise ModelError(f"no weights at {path}; check the path or reinstall tem_live")
-    card = read_card(path.with_suffix(".json"))
     if card.sha256 is None or sha256_of(path) != card.sha256:
         raise ModelError(
             f"the weights {path} do not match their card (SHA-256); the file is damaged or was "

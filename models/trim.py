@@ -218,6 +218,7 @@ def write(network: DoseUNet, restorer: Restorer, path: Path) -> ModelCard:
             "parameters": sum(p.numel() for p in network.parameters()),
             "gmac_512": round(count_gmac(network) * times, 2),
             "scores": (),
+            "weights": "",
             "sha256": sha256_of(path),
         }
     )

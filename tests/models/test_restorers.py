@@ -286,6 +286,21 @@ def test_missing_weights(tmp_path: Path) -> None:
     one_line(tmp_path / "gone.safetensors", "no weights at")
 
 
+def test_a_card_with_the_weights_of_another(copied: Path, fast: models.Restorer) -> None:
+    views = copied.with_name("views.json")
+    card = json.loads(copied.with_suffix(".json").read_text(encoding="utf-8"))
+    views.write_text(json.dumps({**card, "name": "views", "weights": "mine"}), encoding="utf-8")
+    frame = noisy((64, 64))
+    loaded = models.load_restorer(views.with_suffix(".safetensors"), "cpu")
+    assert loaded.name == "views"
+    np.testing.assert_array_equal(loaded.restore(frame), fast.restore(frame))
+    for elsewhere in ("../mine", "/etc/mine", "..", ".mine"):
+        views.write_text(json.dumps({**card, "weights": elsewhere}), encoding="utf-8")
+        one_line(views.with_suffix(".safetensors"), "model card")
+    views.write_text(json.dumps({**card, "weights": "gone"}), encoding="utf-8")
+    one_line(views.with_suffix(".safetensors"), "no weights at")
+
+
 def test_missing_card(copied: Path) -> None:
     copied.with_suffix(".json").unlink()
     one_line(copied, "no model card at")
