@@ -24,11 +24,10 @@ from hypothesis import strategies as st
 
 from tem_live import doctor
 from tem_live.drivers.protocols import Blanker, CameraSettings, CameraState, Stage
-from tem_live.drivers.pycromanager_bridge import (
-    PycromanagerCamera,
+from tem_live.drivers.pycromanager_bridge import PycromanagerCamera, PycromanagerOptions
+from tem_live.drivers.pycromanager_column import (
     PycromanagerColumn,
     PycromanagerColumnOptions,
-    PycromanagerOptions,
     PycromanagerShutter,
 )
 from tem_live.drivers.pycromanager_link import heard
