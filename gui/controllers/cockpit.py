@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QEvent, QObject, Qt, QTimer, Signal
-from PySide6.QtGui import QGuiApplication, QKeyEvent
-from PySide6.QtWidgets import QLineEdit
-from typing_extensions import override
+from PySide6.QtCore import QObject, Qt, QTimer, Signal
+from PySide6.QtGui import QGuiApplication
 
 from tem_live.errors import OverflowedError, RawFrameLostError, RecordingError
 from tem_live.gui.controllers.display import DisplayController, Table
 from tem_live.gui.controllers.dose import DoseController
 from tem_live.gui.controllers.fluence_map import MapController
 from tem_live.gui.controllers.hub import SessionHub, one_line
+from tem_live.gui.controllers.keys import GlobalKeys, Key
+from tem_live.gui.controllers.messages import MessageController
 from tem_live.gui.controllers.panels import (
     BeamController,
     CameraController,
@@ -28,7 +26,6 @@ from tem_live.gui.controllers.panels import (
 from tem_live.gui.models import quantities as q
 from tem_live.gui.models.settings import GuiSettings, SettingsStore
 from tem_live.gui.models.view_state import ViewState
-from tem_live.gui.views.bars import MessageBar
 from tem_live.gui.views.main_window import MainWindow
 from tem_live.gui.workers import Runner
 
@@ -39,141 +36,7 @@ if TYPE_CHECKING:
 DISPLAY_MS = 33
 STATS_MS = 250
 BLINK_MS = 500
-INFO_MS = 6000
 CLOSE_LIMIT_MS = 20_000
-
-_LEVELS = ("info", "warning", "error")
-_EMERGENCY = (Qt.Key.Key_Escape, Qt.Key.Key_F12)
-_HOLD = Qt.Key.Key_R
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key of the window.
-
-    Attributes
-    ----------
-    key : str
-        As Qt writes it.
-    text : str
-        What it does.
-    action : callable
-        What it calls.
-    """
-
-    key: str
-    text: str
-    action: Callable[[], None]
-
-
-class MessageController(QObject):
-    """Messages one after the other, the worst and newest in front."""
-
-    def __init__(self, view: MessageBar, parent: QObject | None = None) -> None:
-        super().__init__(parent)
-        self._view = view
-        self._waiting: deque[tuple[str, str]] = deque(maxlen=20)
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.timeout.connect(self.dismiss)
-        view.dismissed.connect(self.dismiss)
-
-    def add(self, level: str, text: str) -> None:
-        """Show a message; the same one again is not stacked."""
-        if (level, text) in self._waiting:
-            self._waiting.remove((level, text))
-        self._waiting.append((level, text))
-        self._show()
-
-    def dismiss(self) -> None:
-        """Take the shown message away."""
-        shown = self._front()
-        if shown is not None:
-            self._waiting.remove(shown)
-        self._show()
-
-    def withdraw(self, level: str, text: str) -> None:
-        """Take a certain message away, if it is there."""
-        if (level, text) in self._waiting:
-            self._waiting.remove((level, text))
-            self._show()
-
-    def stop(self) -> None:
-        """Nothing goes away by itself any more: the window is about to."""
-        self._timer.stop()
-
-    def _front(self) -> tuple[str, str] | None:
-        if not self._waiting:
-            return None
-        worst = max(_LEVELS.index(level) if level in _LEVELS else 0 for level, _ in self._waiting)
-        return [item for item in self._waiting if item[0] == _LEVELS[worst]][-1]
-
-    def _show(self) -> None:
-        front = self._front()
-        self._timer.stop()
-        if front is None:
-            self._view.show_nothing()
-            return
-        self._view.show_message(*front, len(self._waiting) - 1)
-        if front[0] == "info":
-            self._timer.start(INFO_MS)
-
-
-class GlobalKeys(QObject):
-    """Keys that work whatever has the focus: the emergency, and the one that is held for raw.
-
-    An event filter of the application, since a shortcut does not reach open lists and dialogs.
-    """
-
-    emergency = Signal()
-    hold_changed = Signal(bool)
-
-    def __init__(self, parent: QObject | None = None) -> None:
-        super().__init__(parent)
-        self._fired = False
-        self._held = False
-
-    @override
-    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Look at every key before anybody else does; none is swallowed."""
-        kind = event.type()
-        if kind in (QEvent.Type.KeyPress, QEvent.Type.ShortcutOverride) and isinstance(
-            event, QKeyEvent
-        ):
-            if event.key() in _EMERGENCY and not event.isAutoRepeat():
-                self._fire()
-            elif (
-                kind == QEvent.Type.KeyPress
-                and event.key() == _HOLD
-                and event.modifiers() == Qt.KeyboardModifier.NoModifier
-                and not event.isAutoRepeat()
-                and not isinstance(watched, QLineEdit)
-            ):
-                self._hold(True)
-        elif (
-            kind == QEvent.Type.KeyRelease
-            and isinstance(event, QKeyEvent)
-            and event.key() == _HOLD
-            and not event.isAutoRepeat()
-        ) or kind == QEvent.Type.ApplicationDeactivate:
-            self._hold(False)
-        return False
-
-    def _fire(self) -> None:
-        # One press passes several objects (the window, the widget, its parents).
-        if self._fired:
-            return
-        self._fired = True
-        QTimer.singleShot(0, self._rearm)
-        self.emergency.emit()
-
-    def _rearm(self) -> None:
-        self._fired = False
-
-    def _hold(self, held: bool) -> None:
-        if held != self._held:
-            self._held = held
-            self.hold_changed.emit(held)
 
 
 class Cockpit(QObject):

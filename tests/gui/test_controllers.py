@@ -10,9 +10,9 @@ import pytest
 
 from tem_live.errors import RefusedError
 from tem_live.gui.app import colour_table, starts_at_once
-from tem_live.gui.controllers.cockpit import MessageController
 from tem_live.gui.controllers.display import DisplayController
 from tem_live.gui.controllers.hub import SessionHub, one_line
+from tem_live.gui.controllers.messages import MessageController
 from tem_live.gui.controllers.panels import (
     BeamController,
     CameraController,
