@@ -17,7 +17,8 @@ caught up with. What memory did in it is printed and in the JSON, so that nothin
 
 Where the machine is not all one's own, single minutes differ by more than that. The medians of the
 minutes in the first and in the last third of the run are printed beside the verdicts: they tell
-whether it becomes slower, and have no verdict of their own.
+whether it becomes slower, and have no verdict of their own. Under Linux each line says, too, which
+share of the processors' time was stolen: given to others by the host of a virtual machine.
 
 Exit status 0: all three hold. 1: one does not, or the run ended early. Run it on a machine that
 does nothing else. A recording of `sim` takes 1 MB a frame, with its restored plane.
@@ -49,6 +50,8 @@ LATENCY = 0.10
 
 WARM_UP_S = 20.0
 
+_Ticks = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Minute:
@@ -63,6 +66,8 @@ class Minute:
     memory_MB: float | None
     """Mean of what was in RAM each second."""
     memory_most_MB: float | None
+    stolen: float | None = None
+    """Share of the processors' time that the host of this virtual machine gave to others."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,26 @@ def memory_MB() -> float | None:
     return int(resident[0]) / 1024 if resident else None
 
 
+def processor_ticks() -> _Ticks | None:
+    """Time of all processors since they began, and what of it the host of the machine gave away.
+
+    In ticks of the kernel's clock (proc_stat(5)); None where the system has no /proc.
+    """
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0]
+    except OSError:
+        return None
+    # What guests had, the last two, is in the first two already.
+    ticks = [float(number) for number in line.split()[1:9]]
+    return sum(ticks), ticks[7]
+
+
+def _stolen(before: _Ticks | None, after: _Ticks | None) -> float | None:
+    if before is None or after is None or after[0] <= before[0]:
+        return None
+    return (after[1] - before[1]) / (after[0] - before[0])
+
+
 def soak(session: Session, minutes: int, warm_up_s: float) -> Soaked:
     """Run a session for so many minutes after the warm-up. Raises SystemExit if it ends early."""
     latencies = _Latencies()
@@ -141,10 +166,10 @@ def soak(session: Session, minutes: int, warm_up_s: float) -> Soaked:
         warm = memory_MB()
         print(f"warm-up of {warm_up_s:g} s: {_text(opened)} to {_text(warm)} MB", flush=True)
         latencies.take()
-        before, began_s = session.stats(), time.monotonic()
+        before, began_s, ticks = session.stats(), time.monotonic(), processor_ticks()
         for number in range(1, minutes + 1):
             memory = _watch(session, began_s + 60.0 * number)
-            after, taken = session.stats(), latencies.take()
+            after, taken, ticks_after = session.stats(), latencies.take(), processor_ticks()
             done.append(
                 Minute(
                     fps=(after.frames - before.frames) / 60.0,
@@ -154,15 +179,16 @@ def soak(session: Session, minutes: int, warm_up_s: float) -> Soaked:
                     dropped_raw=after.dropped_raw,
                     memory_MB=float(np.mean(memory)) if memory else None,
                     memory_most_MB=max(memory, default=None),
+                    stolen=_stolen(ticks, ticks_after),
                 )
             )
-            before = after
+            before, ticks = after, ticks_after
             it = done[-1]
             print(
                 f"{number:4d} min: {it.fps:.2f} frames/s, {it.restored_fps:.2f} restored, latency "
                 f"{_text(it.latency_ms_p50)} / {_text(it.latency_ms_p99)} ms (50 / 99 %), "
                 f"{it.dropped_raw} lost, {_text(it.memory_MB)} MB, "
-                f"{_text(it.memory_most_MB)} at the most",
+                f"{_text(it.memory_most_MB)} at the most{_stolen_text(it.stolen)}",
                 flush=True,
             )
     finally:
@@ -229,6 +255,10 @@ def table(found: Sequence[Check]) -> str:
             change, bound = f"{check.change:+g}", "0"
         lines.append(f"{check.name:20}{first:>14}{last:>14}{change:>9}{bound:>8}  {verdict}")
     return "\n".join(lines)
+
+
+def _stolen_text(share: float | None) -> str:
+    return "" if share is None else f", {share:.1%} stolen"
 
 
 def _text(value: float | None, digits: int = 1) -> str:

@@ -66,6 +66,22 @@ def test_thirds_tell_whether_it_becomes_slower(soak: ModuleType) -> None:
     assert soak.thirds([replace(minute, latency_ms_p99=None)] * 3) is None
 
 
+def test_time_that_the_host_gave_to_others(
+    soak: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(soak, "Path", lambda name: stat if name == "/proc/stat" else Path(name))
+    assert soak.processor_ticks() is None
+    # user nice system idle iowait irq softirq steal guest guest_nice
+    stat.write_text("cpu  10 20 5 900 3 0 2 60 7 8\ncpu0 1 2 3 4 5 6 7 8 9 10\n", "ascii")
+    assert soak.processor_ticks() == (1000.0, 60.0)
+    assert soak._stolen((1000.0, 60.0), (1200.0, 70.0)) == pytest.approx(0.05)
+    assert soak._stolen((1000.0, 60.0), (1000.0, 60.0)) is None
+    assert soak._stolen(None, (1000.0, 60.0)) is None
+    assert soak._stolen_text(0.05) == ", 5.0% stolen"
+    assert soak._stolen_text(None) == ""
+
+
 def test_frames_lost_in_the_first_minute_count(soak: ModuleType) -> None:
     minute = soak.Minute(20.0, 20.0, 60.0, 200.0, 3, 400.0, 401.0)
     assert soak.checks([minute, minute])[0].passes is False
