@@ -37,8 +37,8 @@ class GraphWriter:
         self._op: Any = opset13
         self._network = network
         self._ranges = ranges
-        self.limits: Ranges = {}
-        self.watched: list[str] = []
+        self._limits: Ranges = {}
+        self._watched: list[str] = []
         self._maxima: list[Any] = []
         parts = 2 if network.waves else 1
         pixels = [1, height, width, BLOCK * BLOCK]
@@ -48,7 +48,8 @@ class GraphWriter:
     def model(self) -> Any:
         """The graph: blocks, noise (and waves) in.
 
-        Out come blocks, `DoseUNet.matrix` and what the watched places reach.
+        Out come blocks, `DoseUNet.matrix` and the largest share of its range that a watched place
+        reaches, of one element.
         """
         import openvino
 
@@ -66,10 +67,16 @@ class GraphWriter:
             [
                 op.result(self._transposed(x, 0, 2, 3, 1)),
                 op.result(self._matrix()),
-                op.result(op.concat(self._maxima, 1)),
+                op.result(self._reach()),
             ],
             [self._inputs[0], self._vector, *self._inputs[1:]],
         )
+
+    def _reach(self) -> Any:
+        limits = np.concatenate([self._limits[place] for place in self._watched])
+        op = self._op
+        shares = op.multiply(op.concat(self._maxima, 1), self._by_channel(1.0 / limits))
+        return op.reduce_max(op.reshape(shares, self._row(-1), False), self._row(0), True)
 
     def _matrix(self) -> Any:
         """`DoseUNet.matrix`: some twenty steps on a few numbers, each of which costs torch more."""
@@ -158,7 +165,7 @@ class GraphWriter:
         limit = np.sqrt(reach * reach.max())
         signed = not place.endswith("middle")
         low, least = (-limit * 128.0 / 127.0, -128.0 / 127.0) if signed else (0.0 * limit, 0.0)
-        self.limits[place] = limit
+        self._limits[place] = limit
         scaled = op.fake_quantize(
             x, *(self._by_channel(v) for v in (low, limit, [least], [1.0])), 256
         )
@@ -176,7 +183,7 @@ class GraphWriter:
     def _watch(self, x: Any, place: str) -> None:
         op = self._op
         self._maxima.append(op.reduce_max(op.abs(x), self._integers(2, 3), True))
-        self.watched.append(place)
+        self._watched.append(place)
 
     def _by_channel(self, values: npt.ArrayLike) -> Any:
         return self._op.constant(np.asarray(values, np.float32).reshape(1, -1, 1, 1))

@@ -15,6 +15,7 @@ This module imports torch and OpenVINO; import it lazily.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -28,11 +29,13 @@ import torch
 from torch import Tensor
 
 from tem_live.models.int8 import AGREES, trial
-from tem_live.models.network import BLOCK, CONDITIONS, DoseUNet, scaled_bands
+from tem_live.models.network import BLOCK, CONDITIONS, DoseUNet
 from tem_live.models.openvino_graph import GraphWriter
 from tem_live.models.openvino_scales import Ranges, measured_ranges
 
 __all__ = ["OpenvinoNetwork", "openvino_network"]
+
+_Array = npt.NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
 
@@ -144,12 +147,12 @@ class OpenvinoNetwork:
         blocks = blocks.contiguous(memory_format=torch.channels_last)
         vector = torch.zeros(1, CONDITIONS)
         waves = [blocks] if self._network.waves else []
-        inputs = [_rows_of_channels(blocks), vector.numpy(), *map(_rows_of_channels, waves)]
+        inputs = [_rows_of_channels(blocks), *map(_rows_of_channels, waves)]
         small = height * width * BLOCK**2 <= _RUN_PX
         for step in range(_STEPS):
             graph = self._graph(height, width, step)
             if small:
-                graph.run_everywhere(inputs)
+                graph.run_everywhere(inputs, vector)
         if small:
             with torch.inference_mode():
                 self._exactly()(blocks, vector, *waves)
@@ -171,15 +174,14 @@ class OpenvinoNetwork:
         if not contrast <= _LEAST * 2.0 ** (_STEPS - 1):  # too large, or no number
             return None
         step = max(0, int(np.ceil(np.log2(max(contrast, 1e-9) / _LEAST))))
-        inputs = [lying.numpy(), vector.contiguous().numpy()]
+        inputs = [lying.numpy()]
         if waves is not None:
             inputs.append(_rows_of_channels(waves))
         while step < _STEPS:
             graph = self._graph(blocks.shape[-2], blocks.shape[-1], step)
-            result, matrix, excess = graph.run(inputs)
-            if excess <= _SLACK:
-                out = scaled_bands(blocks, torch.from_numpy(matrix))
-                return out.add_(torch.from_numpy(result).permute(0, 3, 1, 2))
+            found, excess = graph.run(lying, inputs, vector)
+            if found is not None:
+                return found
             # Larger scales help where a little is missing; strong fine detail is many times beyond.
             if excess > 2.0:
                 return None
@@ -218,11 +220,7 @@ class _Graph:
         ranges: Ranges,
         threads: int,
     ) -> None:
-        import openvino
-
-        built = GraphWriter(network, height, width, ranges)
-        model = built.model()
-        self._limits = np.concatenate([built.limits[place] for place in built.watched])
+        model = GraphWriter(network, height, width, ranges).model()
         # Each of the threads that call gets as many processors as torch would take.
         streams = max(1, (os.cpu_count() or 1) // threads)
         self._model = core.compile_model(
@@ -236,11 +234,10 @@ class _Graph:
             },
         )
         self._streams = streams
-        self._idle: list[Any] = []
+        self._idle: list[_Request] = []
         self._ran_everywhere = False
-        self._tensor = openvino.Tensor
 
-    def run_everywhere(self, inputs: list[npt.NDArray[np.float32]]) -> None:
+    def run_everywhere(self, inputs: list[_Array], vector: Tensor) -> None:
         """Run once in each stream, which has memory of its own and asks for it then.
 
         Nothing is done where that was done before.
@@ -248,42 +245,83 @@ class _Graph:
         if self._ran_everywhere:
             return
         self._ran_everywhere = True
-        requests = [self._model.create_infer_request() for _ in range(self._streams)]
-        for request in requests:
-            for number, array in enumerate(inputs):
-                request.set_input_tensor(number, self._tensor(array, shared_memory=True))
+        requests = [_Request(self._model) for _ in range(self._streams)]
         # All at once, for a stream that is idle takes the next; once more, for one that was late.
         for _ in range(2):
             for request in requests:
-                request.start_async()
+                request.start(inputs, vector)
             for request in requests:
                 request.wait()
         self._idle += requests
 
     def run(
-        self, inputs: list[npt.NDArray[np.float32]]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float]:
-        """What the network adds to its linear path, (1, h, w, 16), and the matrix of that.
+        self, lying: Tensor, inputs: list[_Array], vector: Tensor
+    ) -> tuple[Tensor | None, float]:
+        """What the network makes of a frame, (1, 16, h, w), and how far it reached.
 
-        And the largest share of its range that a watched place reached.
+        That is the largest share of its range that a watched place has; of more than `_SLACK`
+        nothing is made. `lying` are the blocks, float32 (1, h, w, 16), which `inputs` holds, too.
         """
         try:
             request = self._idle.pop()
         except IndexError:
-            request = self._model.create_infer_request()
-        # Not `infer`, whose conveniences take a twentieth of a small frame's time.
-        for number, array in enumerate(inputs):
-            request.set_input_tensor(number, self._tensor(array, shared_memory=True))
-        request.start_async()
+            request = _Request(self._model)
+        request.start(inputs, vector)
         request.wait()
-        result, matrix, reached = (request.get_output_tensor(n).data for n in range(3))
-        excess = float((reached.ravel() / self._limits).max())
-        found = result.copy(), matrix.copy(), excess
+        reach = float(request.reach[0])
+        found = None
+        if reach <= _SLACK:
+            # The linear path, in one product with what is added to it: `scaled_bands`.
+            rows = lying.view(-1, BLOCK * BLOCK)
+            rows = torch.addmm(request.nonlinear, rows, request.matrix.T)
+            found = rows.view(lying.shape).permute(0, 3, 1, 2)
         self._idle.append(request)
-        return found
+        return found, reach
 
 
-def _rows_of_channels(blocks: Tensor) -> npt.NDArray[np.float32]:
+class _Request:
+    """A run of a graph, with memory for what goes in and comes out; one at a time.
+
+    Setting a tensor costs a few hundredths of a ms, and asking for one, too.
+    """
+
+    def __init__(self, model: Any) -> None:
+        import openvino
+
+        self._tensor = openvino.Tensor
+        self._request = model.create_infer_request()
+        self._vector = torch.empty((1, CONDITIONS))
+        self._request.set_input_tensor(1, self._shared(self._vector))
+        blocks, *_ = (tuple(port.shape) for port in model.outputs)
+        self.nonlinear = torch.empty((math.prod(blocks[:-1]), BLOCK * BLOCK))
+        """What the network adds to its linear path, float32 (h w, 16)."""
+        self.matrix = torch.empty((BLOCK * BLOCK, BLOCK * BLOCK))
+        """That of the linear path."""
+        self.reach = torch.empty(1)
+        """Largest share of its range that a watched place has."""
+        shapes = (blocks, self.matrix.shape, self.reach.shape)
+        for number, (held, shape) in enumerate(
+            zip((self.nonlinear, self.matrix, self.reach), shapes, strict=True)
+        ):
+            self._request.set_output_tensor(number, self._shared(held.view(shape)))
+
+    def start(self, inputs: list[_Array], vector: Tensor) -> None:
+        """Begin with blocks and, where the network takes them, waves; `wait` comes next."""
+        self._vector.copy_(vector)
+        # Not `infer`, whose conveniences take a twentieth of a small frame's time.
+        for number, array in zip((0, 2), inputs, strict=False):
+            self._request.set_input_tensor(number, self._tensor(array, shared_memory=True))
+        self._request.start_async()
+
+    def wait(self) -> None:
+        """Until what comes out is there."""
+        self._request.wait()
+
+    def _shared(self, held: Tensor) -> Any:
+        return self._tensor(held.numpy(), shared_memory=True)
+
+
+def _rows_of_channels(blocks: Tensor) -> _Array:
     """(1, C, h, w) as an array (1, h, w, C); no copy where it already lies so."""
-    array: npt.NDArray[np.float32] = blocks.permute(0, 2, 3, 1).contiguous().numpy()
+    array: _Array = blocks.permute(0, 2, 3, 1).contiguous().numpy()
     return array
