@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tem_live.models.blurs import gaussian_blur
 from tem_live.models.cameras import BLURS_PX
 from tem_live.models.data_device import Batch
 from tem_live.models.distortions import Chain, sem_chain, stem_chain, tem_chain
-from tem_live.models.scores import gaussian_blur
 from tem_live.models.training import DataRecipe
 
 __all__ = ["ScanBatches", "least_blur_error"]

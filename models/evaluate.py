@@ -1,16 +1,12 @@
-"""``python -m tem_live.models.evaluate --model fast``: score a restorer against baselines.
+"""Score restorers against baselines on scenes whose truth is known, and on a real pair.
 
-Prints a table, and with ``--json`` one JSON value as the last line; ``tem-live evaluate`` does the
-same. Definitions are those of `tem_live.models.scores`. The scenes are those of
-`tem_live.models.testscenes`, which no training uses, with fixed seeds.
+``tem-live evaluate`` prints what is found here. Figures are those of `tem_live.models.scores`, the
+scenes those of `tem_live.models.testscenes`, which no training uses, with fixed seeds.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,12 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tem_live.errors import InputError, TemLiveError
+from tem_live.errors import InputError
 from tem_live.models import cameras, evaluate_columns, scores, testscenes
+from tem_live.models.blurs import best_gaussian
 from tem_live.models.classical import bm3d_restore, nlm_restore
 from tem_live.models.evaluate_pair import evaluate_pair
+from tem_live.models.evaluate_picture import Picture
 from tem_live.models.real_images import load_pair, load_references
-from tem_live.models.restorers import Restorer, default_restorer, load_restorer
+from tem_live.models.restorers import Restorer, load_restorer
 
 __all__ = [
     "BASELINES",
@@ -34,7 +32,6 @@ __all__ = [
     "check",
     "evaluate",
     "evaluate_scenes",
-    "main",
     "method_of",
     "methods_of",
     "summarise",
@@ -55,9 +52,6 @@ CAMERAS: dict[str, cameras.Camera] = {
 
 BASELINES = ("raw", "best-gaussian", "nlm", "bm3d")
 """What restorers are compared with; the best Gaussian is chosen with the truth."""
-
-# Side of the middle of each image that a picture shows, in pixels.
-_PICTURE_PX = 256
 
 
 @dataclass(frozen=True)
@@ -164,7 +158,7 @@ def evaluate_scenes(
             for dose in doses:
                 rng = np.random.default_rng([seed, int(dose * 1000), sum(map(ord, scene))])
                 frame, truth, _ = cameras.expose(rng, image, dose, CAMERAS[camera])
-                blurred, sigma = scores.best_gaussian(truth, frame)
+                blurred, sigma = best_gaussian(truth, frame)
                 floor, raw = scores.mse(truth, blurred), scores.mse(truth, frame)
                 images = {"truth": truth, "raw": frame, "best-gaussian": blurred}
                 seconds: dict[str, float] = {}
@@ -341,7 +335,7 @@ def evaluate(options: Options, say: Callable[[str], None] | None = None) -> dict
             methods, doses=options.doses, size=options.size, seeds=options.seeds, say=say
         )
         return {"summary": [], "rows": [], "pair": None, "columns": found, "picture": None}
-    picture = _Picture()
+    picture = Picture()
     rows: list[dict[str, Any]] = []
     for camera in options.cameras:
         for seed in options.seeds:
@@ -376,98 +370,6 @@ def evaluate(options: Options, say: Callable[[str], None] | None = None) -> dict
         "columns": None,
         "picture": picture.write(options.picture) if options.picture else None,
     }
-
-
-class _Picture:
-    """Images side by side, a row for each scene and dose."""
-
-    def __init__(self) -> None:
-        self._columns: list[str] = []
-        self._captions: list[str] = []
-        self._rows: list[npt.NDArray[np.uint8]] = []
-
-    def add(self, caption: str, images: dict[str, Array]) -> None:
-        low, high = np.percentile(images["truth"], (0.2, 99.8))
-        margin = 0.1 * max(float(high - low), 1e-6)
-        scale = 255.0 / (float(high - low) + 2.0 * margin)
-        tiles = [
-            np.pad(
-                np.clip((_middle(image) - (low - margin)) * scale, 0, 255).astype(np.uint8),
-                1,
-                constant_values=255,
-            )
-            for image in images.values()
-        ]
-        self._columns = [*images]
-        self._captions.append(caption)
-        self._rows.append(np.concatenate(tiles, axis=1))
-
-    def write(self, path: Path) -> dict[str, Any]:
-        from imagecodecs import png_encode
-
-        height = max(row.shape[0] for row in self._rows)
-        width = max(row.shape[1] for row in self._rows)
-        page = np.full((height * len(self._rows), width), 255, np.uint8)
-        for number, row in enumerate(self._rows):
-            page[number * height : number * height + row.shape[0], : row.shape[1]] = row
-        try:
-            path.write_bytes(png_encode(page))
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
-        return {"path": str(path), "columns": self._columns, "rows": self._captions}
-
-
-def _middle(image: Array) -> Array:
-    height, width = image.shape
-    top, left = max((height - _PICTURE_PX) // 2, 0), max((width - _PICTURE_PX) // 2, 0)
-    return image[top : top + _PICTURE_PX, left : left + _PICTURE_PX]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tem_live.models.evaluate", description=__doc__)
-    parser.add_argument("--model", action="append", help="name or path; may be repeated")
-    parser.add_argument("--doses", type=float, nargs="+", default=[1.0, 5.0, 20.0])
-    parser.add_argument("--camera", nargs="+", default=["poisson", "cmos"], choices=list(CAMERAS))
-    parser.add_argument("--size", type=int, default=512, help="side of the scenes in pixels")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--references", type=Path, help="folder of clean images to thin instead")
-    parser.add_argument("--pair", type=Path, help="folder of a real frame pair")
-    parser.add_argument("--counts-per-electron", type=float, default=44.0, help="of the pair")
-    parser.add_argument("--nlm", action="store_true", help="non-local means too")
-    parser.add_argument("--bm3d", action="store_true", help="BM3D too (slow)")
-    parser.add_argument("--picture", type=Path, help="PNG of the middle of each scene")
-    parser.add_argument("--columns", action="store_true", help="atom columns instead of scenes")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--json", action="store_true", help="one JSON value as the last line")
-    given = parser.parse_args(argv)
-    slow = tuple(name for name in ("nlm", "bm3d") if getattr(given, name))
-    options = Options(
-        models=tuple(given.model or [default_restorer()]),
-        baselines=("raw", "best-gaussian", *slow),
-        doses=tuple(given.doses),
-        cameras=tuple(given.camera),
-        size=given.size,
-        seeds=tuple(given.seeds),
-        references=given.references,
-        pair=given.pair,
-        counts_per_electron=given.counts_per_electron,
-        device=given.device,
-        picture=given.picture,
-        columns=given.columns,
-    )
-    try:
-        report = evaluate(options)
-    except TemLiveError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    for table in tables(report):
-        for row in [list(table[0]), *(list(line.values()) for line in table)]:
-            sys.stdout.write("  ".join(f"{cell:<13}" for cell in row).rstrip() + "\n")
-        sys.stdout.write("\n")
-    if given.json:
-        sys.stdout.write(json.dumps(report) + "\n")
-    return 0
 
 
 def tables(report: dict[str, Any]) -> list[list[dict[str, str]]]:
@@ -507,7 +409,3 @@ def tables(report: dict[str, Any]) -> list[list[dict[str, str]]]:
     ]
     columns = evaluate_columns.table(report["columns"] or [])
     return [table for table in (scenes, pair, columns) if table]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,7 +25,7 @@ from scipy.linalg import lapack
 from scipy.sparse.linalg import cg
 from scipy.spatial import cKDTree
 
-from tem_live.models.scores import gaussian_blur
+from tem_live.models.blurs import gaussian_blur
 from tem_live.models.testscenes import ColumnScene, atom_columns, gaussian_columns
 
 __all__ = [

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from tem_live.models import scores
+from tem_live.models.blurs import SIGMAS_PX, gaussian_blur
 
 __all__ = ["empty_film", "evaluate_pair"]
 
@@ -51,7 +52,7 @@ def evaluate_pair(methods: dict[str, _Method], a: _Array, b: _Array) -> dict[str
 
     out: dict[str, dict[str, float]] = {"raw": figures(lambda x: x)}
     out["gaussian"] = min(
-        (figures(lambda x, s=s: scores.gaussian_blur(x, s)) for s in scores.SIGMAS_PX),  # type: ignore[misc]
+        (figures(lambda x, s=s: gaussian_blur(x, s)) for s in SIGMAS_PX),  # type: ignore[misc]
         key=lambda f: f["error_e2"],
     )
     for name, restore in methods.items():

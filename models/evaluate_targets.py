@@ -22,10 +22,12 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from tem_live.errors import InputError, TemLiveError
-from tem_live.models import cameras, evaluate, evaluate_columns, scores, testscenes
+from tem_live.models import cameras, evaluate, evaluate_columns, testscenes
 from tem_live.models.evaluate_pair import empty_film, evaluate_pair
 from tem_live.models.real_images import load_pair
 from tem_live.models.restorers import Restorer, default_restorer, load_restorer
+from tem_live.models.scores_tiles import tile_bias, tile_standard_error
+from tem_live.models.scores_waves import bragg_kept, bragg_peaks, strongest_wave
 
 __all__ = ["SECTIONS", "Row", "evaluate_targets", "main", "table"]
 
@@ -127,13 +129,13 @@ def _bragg(task: _Task) -> Iterator[Row]:
         off = total = 0
         for name in LATTICES:
             truth = dose * testscenes.reference_scene(name, task.size, 0)
-            peaks = scores.bragg_peaks(truth, dose)
+            peaks = bragg_peaks(truth, dose)
             if not len(peaks.period_px):
                 continue
             rng = np.random.default_rng([17, int(1000 * dose), sum(map(ord, name))])
             kept = np.mean(
                 [
-                    scores.bragg_kept(peaks, task.restore(rng.poisson(truth).astype(np.float32)))
+                    bragg_kept(peaks, task.restore(rng.poisson(truth).astype(np.float32)))
                     for _ in range(_DRAWS)
                 ],
                 axis=0,
@@ -185,7 +187,7 @@ def _wave(image: Array, film: npt.NDArray[np.bool_]) -> tuple[float, float]:
     detail = image - ndimage.gaussian_filter(image, 8.0)
     # A soft edge of the mask, so that it has no spectrum of its own.
     soft = np.clip(2.0 * ndimage.gaussian_filter(film.astype(np.float64), 4.0) - 1.0, 0.0, 1.0)
-    amplitude, period = scores.strongest_wave(detail, soft)
+    amplitude, period = strongest_wave(detail, soft)
     return 100.0 * amplitude / float(image.mean()), period
 
 
@@ -223,8 +225,8 @@ def _bias(task: _Task) -> Iterator[Row]:
                 change = restored[~defects].mean(dtype=np.float64)
                 change = float(change / frame[~defects].mean(dtype=np.float64) - 1.0)
                 means.append((100.0 * change, told))
-                error = scores.tile_standard_error(others, _TILE_PX)
-                off = scores.tile_bias(frame, restored, error, defects, _TILE_PX).ravel()
+                error = tile_standard_error(others, _TILE_PX)
+                off = tile_bias(frame, restored, error, defects, _TILE_PX).ravel()
                 count += off.size
                 beyond += int((np.abs(off) > _TILE_LIMIT).sum())
                 tiles.append((float(off[int(np.argmax(np.abs(off)))]), told))

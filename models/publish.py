@@ -1,7 +1,7 @@
 """``python -m tem_live.models.publish .train/fast``: put trained weights and their card in place.
 
 Counts parameters, multiplications and the receptive field on the network itself, copies the scores
-out of the JSON that ``python -m tem_live.models.evaluate --json`` printed, and never makes up any.
+out of the JSON that ``tem-live evaluate --json`` printed, and never makes up any.
 """
 
 from __future__ import annotations

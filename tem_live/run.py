@@ -188,7 +188,8 @@ def _scores(session: Session, sampled: list[Frame]) -> dict[str, Any]:
         truth = session.truth(frame.meta)
         if truth is None or frame.restored is None:
             break
-        from tem_live.models.scores import best_gaussian, psnr_db
+        from tem_live.models.blurs import best_gaussian
+        from tem_live.models.scores import psnr_db
 
         blurred, _ = best_gaussian(truth, frame.electrons)
         for key, image in zip(keys, (frame.electrons, frame.restored, blurred), strict=True):

@@ -14,7 +14,7 @@ import torch
 from imagecodecs import png_decode
 
 from tem_live import cli
-from tem_live.models import evaluate, evaluate_series, imports, publish
+from tem_live.models import evaluate_series, imports, publish
 from tem_live.models.evaluate_pair import evaluate_pair
 from tem_live.models.unet_resnet18 import UnetResNet18
 from tests.models.test_training import RECIPE
@@ -268,27 +268,9 @@ def test_images_that_cannot_be_thinned(invoke: Invoke, tmp_path: Path) -> None:
     assert "empty" in err
 
 
-def test_module_and_command_agree(invoke: Invoke, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.main([
-        "--model", "gaussian", "--size", "64", "--doses", "5", "--camera", "poisson",
-        "--json",
-    ]) == 0  # fmt: skip
-    module = last_json(capsys.readouterr().out)["summary"]
-    status, out, _ = invoke(
-        "evaluate", "-m", "gaussian", "--size", "64", "--doses", "5", "--cameras", "poisson",
-        "--json",
-    )  # fmt: skip
-    assert status == 0
-    for one, other in zip(module, last_json(out)["summary"], strict=True):
-        one["seconds"] = other["seconds"] = 0.0
-        assert one == other
-
-
 @pytest.mark.parametrize(
     ("module", "arguments", "says"),
     [
-        (evaluate, ["--model", "none", "--pair", "/no/such"], "/no/such"),
-        (evaluate, ["--model", "slow"], "'slow'"),
         (evaluate_series, ["--model", "slow"], "'slow'"),
         (publish, ["/no/such", "--recipe", "r.toml", "--title", "t"], "no recipe"),
     ],

@@ -16,7 +16,7 @@ import tifffile
 from scipy import ndimage
 
 from tem_live.errors import InputError
-from tem_live.models import finetune, load_restorer, pairs, scores
+from tem_live.models import blurs, finetune, load_restorer, pairs, scores
 from tem_live.models.data_own import NoiseByExample, OwnBatches, lattice_of
 from tem_live.models.pairs import Example, OwnData
 from tem_live.models.training import OwnRecipe
@@ -34,7 +34,7 @@ def specimen(size: int = 160, seed: int = 0) -> Array:
 
 
 def blur(frame: Array) -> Array:
-    return scores.gaussian_blur(frame, 2.0)
+    return blurs.gaussian_blur(frame, 2.0)
 
 
 def poisson(seed: int, expected: Array) -> Array:

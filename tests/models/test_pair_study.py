@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tem_live.models import scores
+from tem_live.models import blurs, scores
 from tools import pair_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,7 +18,7 @@ SIDE = 128
 
 
 def scene() -> np.ndarray:
-    smooth = scores.gaussian_blur(np.random.default_rng(9).standard_normal((SIDE, SIDE)), 8.0)
+    smooth = blurs.gaussian_blur(np.random.default_rng(9).standard_normal((SIDE, SIDE)), 8.0)
     return 5.0 + smooth / smooth.std() * 0.5
 
 

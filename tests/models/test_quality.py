@@ -55,30 +55,6 @@ def test_invents_nothing_on_an_empty_frame(fast: models.Restorer, dose: float) -
     assert spectrum.max() < 0.35 * np.abs(np.fft.rfft2(frame - frame.mean())).max()
 
 
-def test_the_evaluation_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    code = evaluate.main(
-        [
-            "--model",
-            "none",
-            "--size",
-            "64",
-            "--doses",
-            "5",
-            "--camera",
-            "poisson",
-            "--json",
-        ]
-    )
-    assert code == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert '"error_ratio"' in last
-
-
-def test_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.main(["--model", "slow"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
 @pytest.mark.skipif(not PAIR.is_dir(), reason="the real frame pair is not here (../shared/data)")
 def test_real_pair(fast: models.Restorer) -> None:
     figures = evaluate_pair({"fast": fast.restore}, *load_pair(PAIR))

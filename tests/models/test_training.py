@@ -92,13 +92,13 @@ def test_defects_are_not_part_of_the_target() -> None:
 
 
 def test_expected_gaussian_error_is_near_the_measured_one() -> None:
-    from tem_live.models import scores
+    from tem_live.models import blurs, scores
 
     rng = np.random.default_rng(4)
-    scene = scores.gaussian_blur(rng.random((160, 160)), 4.0)
+    scene = blurs.gaussian_blur(rng.random((160, 160)), 4.0)
     scene = 1 + (scene - scene.mean()) / scene.std() * 0.2
     frame, target, sigma = cameras.expose(rng, scene, 5.0, cameras.Camera())
-    blurred, _ = scores.best_gaussian(target, frame)
+    blurred, _ = blurs.best_gaussian(target, frame)
     expected = cameras.gaussian_error(target, sigma)
     assert expected == pytest.approx(scores.mse(target, blurred), rel=0.3)
 

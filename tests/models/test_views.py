@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tem_live.models import ModelCard, load_restorer
+from tem_live.models.blurs import best_gaussian
 from tem_live.models.network import DoseUNet
-from tem_live.models.scores import best_gaussian, mse
+from tem_live.models.scores import mse
 from tem_live.models.testscenes import reference_scene
 from tem_live.models.views import VIEWS, ViewsRestorer
 

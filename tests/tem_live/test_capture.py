@@ -17,7 +17,7 @@ from tem_live import cli
 from tem_live.capture import Plan, capture_pairs, register_and_mean
 from tem_live.errors import DeviceError, InputError, RefusedError
 from tem_live.files import open_movie
-from tem_live.models import finetune, pairs, scores
+from tem_live.models import blurs, finetune, pairs, scores
 from tem_live.models.training import OwnRecipe
 from tem_live.session import Session, open_session
 from tests.tem_live.fakes import FakeCamera, FakeColumn
@@ -32,7 +32,7 @@ SIM = {
 
 
 def blur(frame: np.ndarray) -> np.ndarray:
-    return scores.gaussian_blur(frame, 2.0)
+    return blurs.gaussian_blur(frame, 2.0)
 
 
 @pytest.mark.parametrize(
