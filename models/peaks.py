@@ -37,6 +37,9 @@ _FLANK = 2.0
 # The cells in which it is decided whether the waves are there, in pixels, and how many times their
 # variance a difference from the larger ones must have to count for a half.
 _CELLS = ((48, 1.0), (12, 1.0), (4, 4.0))
+# And cells in which the waves are too weak to be more than noise that the fit took in: where their
+# power is so many times that of the noise they are halved. The steepness of that.
+_WEAK_PX, _WEAK, _STEEP = 24, 3.5, 3
 _TINY = 1e-20
 # Over 1: what was taken from the flanks is missing from the waves, and noise goes both ways.
 _MOST = 1.25
@@ -106,7 +109,10 @@ def peak_waves(image: Tensor, log: Tensor, excess: Tensor, peaks: Tensor) -> Ten
     fitted[believed] = _fitted(plane, believed, found[believed], share[believed])
     waves = torch.empty((height, width), device=image.device)
     plane.draw(fitted, waves)
-    return _where_they_are(image, waves)
+    # What the noise of all these coefficients makes, as a mean square over the frame.
+    taken = (plane.weight.expand(believed.shape) * share * noise)[believed].sum()
+    taken = taken / (_FLANK * height * width * tall * wide)
+    return _unless_weak(_where_they_are(image, waves), taken)
 
 
 def _noise_around(
@@ -249,6 +255,22 @@ def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
             variance.addcmul_(difference, difference)
             believed = local.addcdiv_(rest, variance, value=-1.0)
         waves[rows] *= believed
+    return waves
+
+
+def _unless_weak(waves: Tensor, noise: Tensor) -> Tensor:
+    """Waves (H, W) without those places where they are what noise makes; in place.
+
+    Beside a crystal the image agrees with such waves as well as with true ones, for they were
+    fitted to it: only their power tells them apart. `noise` is its mean square.
+    """
+    height, width = waves.shape
+    sums = cell_sums(line_sums([(waves, waves)], _WEAK_PX), _WEAK_PX)
+    power = sums / pixels_in_cells(height, width, _WEAK_PX, waves.device)
+    over = (_three_by_three(power) / (_WEAK * noise).clamp_min(_TINY)).pow_(_STEEP)
+    field = Enlarged(1.0 - 1.0 / (1.0 + over), _WEAK_PX, width)
+    for rows in strips(height, width, waves.device, _WEAK_PX):
+        waves[rows] *= field.rows(rows)[0]
     return waves
 
 

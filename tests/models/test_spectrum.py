@@ -68,13 +68,14 @@ def test_a_lattice_is_kept_within_a_fifth(shape: tuple[int, int], amplitude: flo
     assert float(((part.numpy() - truth) ** 2).mean()) < 0.3 * float((truth**2).mean())
 
 
-def test_a_small_crystal_does_not_run_into_the_vacuum() -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_a_small_crystal_does_not_run_into_the_vacuum(seed: int) -> None:
     truth = 0.5 * lattice(256, 256)
     truth[:, 110:] = 0.0
-    noise = np.random.default_rng(2).standard_normal(truth.shape, dtype=np.float32)
+    noise = np.random.default_rng(seed).standard_normal(truth.shape, dtype=np.float32)
     part = bragg_part(torch.from_numpy(truth + noise))
     assert part is not None
-    assert float(part[:, 160:].std()) < 0.07 * float(truth[:, :90].std())
+    assert float(part[:, 160:].std()) < 0.05 * float(truth[:, :90].std())
     assert float(part[:, :90].std()) > 0.8 * float(truth[:, :90].std())
 
 
