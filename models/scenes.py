@@ -251,8 +251,9 @@ def lattice(rng: Rng, size: int) -> Array:
 def holes(rng: Rng, size: int) -> Array:
     """Support film with holes, bars or torn edges, with or without a Fresnel fringe."""
     y, x = _grid(size)
-    kind = rng.integers(3)
-    pitch = _log_uniform(rng, 24, 2.0 * size)
+    # More often with holes than with bars or edges: a holey film is what most specimens lie on.
+    kind = rng.choice(3, p=(0.5, 0.2, 0.3))
+    pitch = _log_uniform(rng, 12, 2.0 * size)
     theta = rng.uniform(0, np.pi)
     u = np.cos(theta) * x + np.sin(theta) * y + rng.uniform(0, pitch)
     v = -np.sin(theta) * x + np.cos(theta) * y + rng.uniform(0, pitch)
@@ -441,15 +442,15 @@ def cryo(rng: Rng, size: int) -> Array:
 
 GENERATORS: dict[str, tuple[Callable[[Rng, int], Array], float]] = {
     "particles": (particles, 0.19),
-    "lattice": (lattice, 0.24),
+    "lattice": (lattice, 0.22),
     "amorphous": (amorphous, 0.07),
-    "holes": (holes, 0.09),
+    "holes": (holes, 0.14),
     "dead_leaves": (dead_leaves, 0.09),
     "fractal": (fractal, 0.05),
     "grains": (grains, 0.08),
     "curves": (curves, 0.08),
     "fringes": (fringes, 0.05),
-    "empty": (empty, 0.04),
+    "empty": (empty, 0.03),
     "cryo": (cryo, 0.06),
 }
 """Generator and probability of each kind of scene."""
