@@ -15,7 +15,6 @@ This module imports torch and OpenVINO; import it lazily.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 from collections import OrderedDict
@@ -272,8 +271,11 @@ class _Graph:
         found = None
         if reach <= _SLACK:
             # The linear path, in one product with what is added to it: `scaled_bands`.
-            rows = lying.view(-1, BLOCK * BLOCK)
-            rows = torch.addmm(request.nonlinear, rows, request.matrix.T)
+            rows = torch.addmm(
+                torch.from_numpy(request.nonlinear).view(-1, BLOCK * BLOCK),
+                lying.view(-1, BLOCK * BLOCK),
+                torch.from_numpy(request.matrix).T,
+            )
             found = rows.view(lying.shape).permute(0, 3, 1, 2)
         self._idle.append(request)
         return found, reach
@@ -290,35 +292,33 @@ class _Request:
 
         self._tensor = openvino.Tensor
         self._request = model.create_infer_request()
-        self._vector = torch.empty((1, CONDITIONS))
+        # Arrays, for a tensor that was made in inference mode may not be written to outside of it.
+        self._vector = np.empty((1, CONDITIONS), np.float32)
         self._request.set_input_tensor(1, self._shared(self._vector))
-        blocks, *_ = (tuple(port.shape) for port in model.outputs)
-        self.nonlinear = torch.empty((math.prod(blocks[:-1]), BLOCK * BLOCK))
-        """What the network adds to its linear path, float32 (h w, 16)."""
-        self.matrix = torch.empty((BLOCK * BLOCK, BLOCK * BLOCK))
+        blocks = tuple(model.output(0).shape)
+        self.nonlinear = np.empty(blocks, np.float32)
+        """What the network adds to its linear path, (1, h, w, 16)."""
+        self.matrix = np.empty((BLOCK * BLOCK, BLOCK * BLOCK), np.float32)
         """That of the linear path."""
-        self.reach = torch.empty(1)
+        self.reach = np.empty(1, np.float32)
         """Largest share of its range that a watched place has."""
-        shapes = (blocks, self.matrix.shape, self.reach.shape)
-        for number, (held, shape) in enumerate(
-            zip((self.nonlinear, self.matrix, self.reach), shapes, strict=True)
-        ):
-            self._request.set_output_tensor(number, self._shared(held.view(shape)))
+        for number, held in enumerate((self.nonlinear, self.matrix, self.reach)):
+            self._request.set_output_tensor(number, self._shared(held))
 
     def start(self, inputs: list[_Array], vector: Tensor) -> None:
         """Begin with blocks and, where the network takes them, waves; `wait` comes next."""
-        self._vector.copy_(vector)
+        np.copyto(self._vector, vector.numpy())
         # Not `infer`, whose conveniences take a twentieth of a small frame's time.
         for number, array in zip((0, 2), inputs, strict=False):
-            self._request.set_input_tensor(number, self._tensor(array, shared_memory=True))
+            self._request.set_input_tensor(number, self._shared(array))
         self._request.start_async()
 
     def wait(self) -> None:
         """Until what comes out is there."""
         self._request.wait()
 
-    def _shared(self, held: Tensor) -> Any:
-        return self._tensor(held.numpy(), shared_memory=True)
+    def _shared(self, held: _Array) -> Any:
+        return self._tensor(held, shared_memory=True)
 
 
 def _rows_of_channels(blocks: Tensor) -> _Array:

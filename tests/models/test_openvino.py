@@ -248,3 +248,12 @@ def test_a_signal_after_restorers_were_changed_does_no_harm():
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_inside_and_outside_of_inference_mode(made):
+    # What was kept from the one is written to in the other.
+    blocks, vector = inputs(0.3)
+    with torch.inference_mode():
+        inside = made(blocks, vector)
+    outside = made(blocks, vector)
+    assert torch.equal(inside, outside)
