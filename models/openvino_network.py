@@ -146,12 +146,11 @@ class OpenvinoNetwork:
         blocks = blocks.contiguous(memory_format=torch.channels_last)
         vector = torch.zeros(1, CONDITIONS)
         waves = [blocks] if self._network.waves else []
-        inputs = [_rows_of_channels(blocks), *map(_rows_of_channels, waves)]
         small = height * width * BLOCK**2 <= _RUN_PX
         for step in range(_STEPS):
             graph = self._graph(height, width, step)
             if small:
-                graph.run_everywhere(inputs, vector)
+                graph.run_everywhere(blocks, vector, *waves)
         if small:
             with torch.inference_mode():
                 self._exactly()(blocks, vector, *waves)
@@ -168,17 +167,15 @@ class OpenvinoNetwork:
         self, blocks: Tensor, vector: Tensor, waves: Tensor | None = None
     ) -> Tensor | None:
         """`__call__`, or None for a frame that fits no fixed scale."""
-        lying = blocks.permute(0, 2, 3, 1).contiguous()
+        blocks = blocks.contiguous(memory_format=torch.channels_last)
+        lying = blocks.permute(0, 2, 3, 1)
         contrast = float((lying.view(-1, BLOCK * BLOCK) @ _MEAN).abs_().max())
         if not contrast <= _LEAST * 2.0 ** (_STEPS - 1):  # too large, or no number
             return None
         step = max(0, int(np.ceil(np.log2(max(contrast, 1e-9) / _LEAST))))
-        inputs = [lying.numpy()]
-        if waves is not None:
-            inputs.append(_rows_of_channels(waves))
         while step < _STEPS:
             graph = self._graph(blocks.shape[-2], blocks.shape[-1], step)
-            found, excess = graph.run(lying, inputs, vector)
+            found, excess = graph.run(blocks, vector, waves)
             if found is not None:
                 return found
             # Larger scales help where a little is missing; strong fine detail is many times beyond.
@@ -236,7 +233,7 @@ class _Graph:
         self._idle: list[_Request] = []
         self._ran_everywhere = False
 
-    def run_everywhere(self, inputs: list[_Array], vector: Tensor) -> None:
+    def run_everywhere(self, blocks: Tensor, vector: Tensor, waves: Tensor | None = None) -> None:
         """Run once in each stream, which has memory of its own and asks for it then.
 
         Nothing is done where that was done before.
@@ -248,32 +245,33 @@ class _Graph:
         # All at once, for a stream that is idle takes the next; once more, for one that was late.
         for _ in range(2):
             for request in requests:
-                request.start(inputs, vector)
+                request.start(blocks, vector, waves)
             for request in requests:
                 request.wait()
         self._idle += requests
 
     def run(
-        self, lying: Tensor, inputs: list[_Array], vector: Tensor
+        self, blocks: Tensor, vector: Tensor, waves: Tensor | None
     ) -> tuple[Tensor | None, float]:
         """What the network makes of a frame, (1, 16, h, w), and how far it reached.
 
         That is the largest share of its range that a watched place has; of more than `_SLACK`
-        nothing is made. `lying` are the blocks, float32 (1, h, w, 16), which `inputs` holds, too.
+        nothing is made.
         """
         try:
             request = self._idle.pop()
         except IndexError:
             request = _Request(self._model)
-        request.start(inputs, vector)
+        request.start(blocks, vector, waves)
         request.wait()
         reach = float(request.reach[0])
         found = None
         if reach <= _SLACK:
             # The linear path, in one product with what is added to it: `scaled_bands`.
+            lying = blocks.permute(0, 2, 3, 1)
             rows = torch.addmm(
                 torch.from_numpy(request.nonlinear).view(-1, BLOCK * BLOCK),
-                lying.view(-1, BLOCK * BLOCK),
+                lying.reshape(-1, BLOCK * BLOCK),
                 torch.from_numpy(request.matrix).T,
             )
             found = rows.view(lying.shape).permute(0, 3, 1, 2)
@@ -295,6 +293,7 @@ class _Request:
         # Arrays, for a tensor that was made in inference mode may not be written to outside of it.
         self._vector = np.empty((1, CONDITIONS), np.float32)
         self._request.set_input_tensor(1, self._shared(self._vector))
+        self._inputs: list[_Array] = []
         blocks = tuple(model.output(0).shape)
         self.nonlinear = np.empty(blocks, np.float32)
         """What the network adds to its linear path, (1, h, w, 16)."""
@@ -305,12 +304,16 @@ class _Request:
         for number, held in enumerate((self.nonlinear, self.matrix, self.reach)):
             self._request.set_output_tensor(number, self._shared(held))
 
-    def start(self, inputs: list[_Array], vector: Tensor) -> None:
-        """Begin with blocks and, where the network takes them, waves; `wait` comes next."""
+    def start(self, blocks: Tensor, vector: Tensor, waves: Tensor | None) -> None:
+        """Begin; arguments as in `DoseUNet.forward`. `wait` comes next."""
         np.copyto(self._vector, vector.numpy())
+        # Kept until the next ones come: what is shared must stay.
+        self._inputs = [_rows_of_channels(blocks)]
+        self._request.set_input_tensor(0, self._shared(self._inputs[0]))
+        if waves is not None:
+            self._inputs.append(_rows_of_channels(waves))
+            self._request.set_input_tensor(2, self._shared(self._inputs[1]))
         # Not `infer`, whose conveniences take a twentieth of a small frame's time.
-        for number, array in zip((0, 2), inputs, strict=False):
-            self._request.set_input_tensor(number, self._shared(array))
         self._request.start_async()
 
     def wait(self) -> None:
