@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-__all__ = ["BraggPeaks", "bragg_kept", "bragg_peaks", "strongest_wave"]
+__all__ = ["BraggPeaks", "bragg_kept", "bragg_peaks", "hann", "strongest_wave"]
 
 # Bragg peaks have shorter periods, stand out of their ring by this factor, and reach this far.
 _LONGEST_PX = 40.0
@@ -45,7 +45,7 @@ class BraggPeaks:
     amplitude: npt.NDArray[np.complex128]
 
 
-def _hann(shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+def hann(shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """Window (1 - cos) along both axes, of mean square 1."""
     rows, columns = (1.0 - np.cos(2.0 * np.pi * (np.arange(n) + 0.5) / n) for n in shape)
     return np.asarray(rows[:, None] * columns[None, :] / 1.5)
@@ -54,7 +54,7 @@ def _hann(shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
 def _windowed_spectrum(image: npt.ArrayLike) -> npt.NDArray[np.complex128]:
     """Fourier transform of a frame under a Hann window; unit white noise has power 1."""
     frame = np.asarray(image, dtype=np.float64)
-    return np.asarray(np.fft.rfft2((frame - frame.mean()) * _hann(frame.shape), norm="ortho"))
+    return np.asarray(np.fft.rfft2((frame - frame.mean()) * hann(frame.shape), norm="ortho"))
 
 
 def _frequency(shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
@@ -173,6 +173,6 @@ def strongest_wave(
     if not outstanding.ravel()[best]:
         return 0.0, float("nan")
     # Half of a cosine's amplitude is in its coefficient, times the window's sum.
-    total = float(np.vdot(_hann(frame.shape), weight))
+    total = float(np.vdot(hann(frame.shape), weight))
     amplitude = 2.0 * np.sqrt(power.ravel()[best] * frame.size) / total
     return float(amplitude), float(1.0 / frequency.ravel()[best])

@@ -25,6 +25,7 @@ from scipy import ndimage
 
 from tem_live.models import cameras, scores, testscenes
 from tem_live.models.blurs import best_gaussian, gaussian_blur
+from tem_live.models.scores_waves import hann
 
 _PATCH_PX = 16
 # Texture is finer than this blur; coarser waves count as if they were known.
@@ -67,8 +68,7 @@ def least_error(
         Of pixels that are film.
     """
     texture = np.asarray(truth, np.float64) - gaussian_blur(truth, _DETAIL_PX)
-    rows = 1.0 - np.cos(2.0 * np.pi * (np.arange(_PATCH_PX) + 0.5) / _PATCH_PX)
-    window = rows[:, None] * rows[None, :] / 1.5
+    window = hann((_PATCH_PX, _PATCH_PX))
     left = []
     for y in range(0, texture.shape[0] - _PATCH_PX + 1, _PATCH_PX // 2):
         for x in range(0, texture.shape[1] - _PATCH_PX + 1, _PATCH_PX // 2):
