@@ -136,3 +136,12 @@ def test_wrong_input_is_one_line(
     said = capsys.readouterr().err
     assert says in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_network_of_borrowed_weights_gets_its_own(tmp_path: Path) -> None:
+    best = load_restorer("best", "cpu", "float32")
+    assert best.card.weights
+    path = tmp_path / "mine.safetensors"
+    trim.write(trim.network_of(best), best, path)
+    mine = load_restorer(path, "cpu", "float32")
+    assert (mine.name, mine.card.weights, mine.card.kind) == ("mine", "", "views")
