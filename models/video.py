@@ -153,7 +153,8 @@ def _register(
     guesses = [motion.velocity, *_peaks(before, single)]
     # Blurred, so that what finer details lose by rounding a shift does not decide.
     first, second = _blur(before, 1.0), _blur(single, 1.0)
-    dy, dx = min(guesses, key=lambda guess: _distance(first, second, guess))
+    gradients = _gradients(first)
+    dy, dx = min(guesses, key=lambda guess: _distance(first, second, gradients, guess))
     # From coarse to fine: the linear step holds for shifts under the blur. The last ones are on the
     # raw frame without any blur, which is the likeliest shift where its noise is white.
     variance = math.inf
@@ -197,14 +198,42 @@ def _peaks(before: Tensor, after: Tensor) -> list[tuple[float, float]]:
     return peaks
 
 
-def _distance(before: Tensor, after: Tensor, shift: tuple[float, float]) -> float:
-    """Mean square of what is left where both frames show the specimen, after a rough shift."""
+def _gradients(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes down and across, per pixel, of the shape of the image; 0 along its border."""
+    down, across = torch.zeros_like(image), torch.zeros_like(image)
+    torch.sub(image[2:], image[:-2], out=down[1:-1]).mul_(0.5)
+    torch.sub(image[:, 2:], image[:, :-2], out=across[:, 1:-1]).mul_(0.5)
+    return down, across
+
+
+def _distance(
+    before: Tensor, after: Tensor, gradients: tuple[Tensor, Tensor], shift: tuple[float, float]
+) -> float:
+    """Mean square of what is left where both frames show the specimen, after about this shift.
+
+    The shift is rounded to whole pixels, and what a fraction of a pixel can explain is taken off:
+    on a lattice that is more than what tells one cell from the next.
+    """
     dy, dx = round(shift[0]), round(shift[1])
     height, width = before.shape
-    first = before[max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)]
+    rows, columns = (
+        slice(max(-step, 0), side - max(step, 0)) for step, side in ((dy, height), (dx, width))
+    )
     second = after[max(dy, 0) : height - max(-dy, 0), max(dx, 0) : width - max(-dx, 0)]
-    difference = first - second
-    return float((difference - difference.mean()).square().mean())
+    difference = second - before[rows, columns]
+    difference -= difference.mean()
+    left = float(difference.square().mean())
+    gy, gx = (gradient[rows, columns] for gradient in gradients)
+    yy, xx, xy = (float((a * b).mean()) for a, b in ((gy, gy), (gx, gx), (gy, gx)))
+    by, bx = float((gy * difference).mean()), float((gx * difference).mean())
+    determinant = yy * xx - xy * xy
+    if determinant <= 1e-6 * (yy + xx) ** 2:
+        return left
+    step_y, step_x = (xx * by - xy * bx) / determinant, (yy * bx - xy * by) / determinant
+    # Farther than this the slope tells nothing.
+    if math.hypot(step_y, step_x) > 1.0:
+        return left
+    return left - step_y * by - step_x * bx
 
 
 def _least_squares(template: Tensor, target: Tensor) -> tuple[float, float, float] | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from tem_live.models import load_restorer
+from tem_live.models import video as video_module
 from tem_live.models.scores import mse
 from tem_live.models.testscenes import reference_scene
 
@@ -60,6 +62,16 @@ def test_frames_before_are_worth_electrons(video, fast, scene, speed_px, most):
             series.append(mse(truth, restored))
             single.append(mse(truth, fast.restore(frame)))
     assert np.mean(series) < most * np.mean(single)
+
+
+@pytest.mark.parametrize("seed", [1, 5, 10])
+def test_a_lattice_is_not_off_by_a_cell(fast, seed):
+    # Of pitch 11.3 px: what a rounded shift leaves is more than what tells one cell from the next.
+    (_, before), (_, frame) = moving("crystal", 5.0, 2, seed)
+    single = fast.restore(torch.from_numpy(frame))
+    first = fast.restore(torch.from_numpy(before))
+    found = video_module._register(first, torch.from_numpy(frame), single, video_module._Motion())
+    assert found == pytest.approx((2.8, 4.15), abs=0.2)
 
 
 @pytest.mark.parametrize(("radius", "contrast"), [(4, 0.6), (8, 0.5), (15, 0.4)])
