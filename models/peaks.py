@@ -26,7 +26,14 @@ from tem_live.models.planes import (
     strips,
 )
 
-__all__ = ["columns_around", "peak_waves", "power_of", "within_two"]
+__all__ = [
+    "columns_around",
+    "fitted_waves",
+    "peak_waves",
+    "power_of",
+    "unless_weak",
+    "within_two",
+]
 
 # Side of the plane over that of the frame.
 _LONGER = 1.5
@@ -88,7 +95,27 @@ def peak_waves(image: Tensor, log: Tensor, excess: Tensor, peaks: Tensor) -> Ten
     Returns
     -------
     Tensor
+        float32 (H, W): `fitted_waves`, `unless_weak`.
+    """
+    return unless_weak(*fitted_waves(image, log, excess, peaks))
+
+
+def fitted_waves(
+    image: Tensor, log: Tensor, excess: Tensor, peaks: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The waves of peaks and their flanks, and the noise that the fit took in.
+
+    Parameters
+    ----------
+    image, log, excess, peaks : Tensor
+        As `peak_waves` has them.
+
+    Returns
+    -------
+    waves : Tensor
         float32 (H, W).
+    noise : Tensor
+        float32 (), what the noise of all these coefficients makes, as a mean square over the frame.
 
     Notes
     -----
@@ -109,10 +136,9 @@ def peak_waves(image: Tensor, log: Tensor, excess: Tensor, peaks: Tensor) -> Ten
     fitted[believed] = _fitted(plane, believed, found[believed], share[believed])
     waves = torch.empty((height, width), device=image.device)
     plane.draw(fitted, waves)
-    # What the noise of all these coefficients makes, as a mean square over the frame.
     taken = (plane.weight.expand(believed.shape) * share * noise)[believed].sum()
     taken = taken / (_FLANK * height * width * tall * wide)
-    return _unless_weak(_where_they_are(image, waves), taken)
+    return _where_they_are(image, waves), taken
 
 
 def _noise_around(
@@ -258,11 +284,11 @@ def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
     return waves
 
 
-def _unless_weak(waves: Tensor, noise: Tensor) -> Tensor:
+def unless_weak(waves: Tensor, noise: Tensor) -> Tensor:
     """Waves (H, W) without those places where they are what noise makes; in place.
 
     Beside a crystal the image agrees with such waves as well as with true ones, for they were
-    fitted to it: only their power tells them apart. `noise` is its mean square.
+    fitted to it: only their power tells them apart. Arguments as `fitted_waves` returns them.
     """
     height, width = waves.shape
     sums = cell_sums(line_sums([(waves, waves)], _WEAK_PX), _WEAK_PX)

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tem_live.models.peaks import columns_around, peak_waves, power_of, within_two
+from tem_live.models.peaks import (
+    columns_around,
+    fitted_waves,
+    peak_waves,
+    power_of,
+    unless_weak,
+    within_two,
+)
 from tem_live.models.planes import strips
 
 __all__ = ["bragg_part", "lattice_part"]
@@ -108,8 +115,9 @@ def lattice_part(frame: Tensor) -> Tensor | None:
     sharp = torch.cat([_over_surroundings(log, part) for part in torch.split(places, _TOGETHER)])
     if float(sharp.max()) < math.log(_LATTICE):
         return None
-    part = peak_waves(frame, log, excess, places[sharp > math.log(_PEAK)])
-    return part if _is_whole(spectrum, part) else None
+    waves, noise = fitted_waves(frame, log, excess, places[sharp > math.log(_PEAK)])
+    # Judged as they were found: without the weak ones the rest would be larger.
+    return unless_weak(waves, noise) if _is_whole(spectrum, waves) else None
 
 
 def _is_whole(spectrum: Tensor, part: Tensor) -> bool:

@@ -9,7 +9,10 @@ from scipy import ndimage
 
 from tem_live import models
 from tem_live.models import cameras, scores, testscenes
+from tem_live.models.cameras import Camera, expose
+from tem_live.models.network import BLOCK, block_bands, conditions
 from tem_live.models.spectrum import bragg_part, lattice_part
+from tem_live.models.testscenes import reference_scene
 
 
 def lattice(height: int, width: int, period: float = 7.3) -> np.ndarray:
@@ -169,3 +172,15 @@ def test_the_shipped_restorer_keeps_bragg_peaks(dose: float) -> None:
     wanted = scene - 1.0
     kept = float((result * wanted).sum() / (wanted * wanted).sum())
     assert kept == pytest.approx(1.0, abs=0.2)
+
+
+def test_weak_waves_are_judged_with_the_rest() -> None:
+    # A crystal in vacuum and carbon. What is left of it without its weak waves has more beside it.
+    scene = reference_scene("crystal", 256, 1)
+    camera = Camera(excess=1.5, read_e=1.2, blur_px=0.3)
+    exposed, _, _ = expose(np.random.default_rng([256, 20]), scene, 20.0, camera)
+    frame = torch.from_numpy(exposed.astype(np.float32))
+    frame -= frame.mean()
+    blocks = torch.nn.functional.pixel_unshuffle(frame[None, None], BLOCK)
+    sigma, _ = conditions(block_bands(blocks), torch.tensor([20.0]))
+    assert lattice_part(frame / sigma) is not None
