@@ -17,12 +17,13 @@ This module imports torch; import it lazily.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ from torch import Tensor, nn
 from tem_live.errors import InputError
 from tem_live.models.training import Recipe, writing_to
 from tem_live.paths import written_whole
+
+if TYPE_CHECKING:
+    from tem_live.models.network import DoseUNet
 
 __all__ = [
     "MOST_BYTES",
@@ -211,9 +215,17 @@ def restore_moments(
             }
 
 
-def write_weights(folder: Path, recipe: Recipe, average: nn.Module, step: int) -> Path:
-    """Write the averaged weights in half precision, ``<name>.safetensors``: what ships."""
+def write_weights(
+    folder: Path, recipe: Recipe, average: DoseUNet, step: int, scales: bool = False
+) -> Path:
+    """Write the averaged weights in half precision, ``<name>.safetensors``: what ships.
+
+    With ``scales`` those of its 8 bit integers are measured and written too: some seconds that
+    loading them then need not take.
+    """
     from safetensors.torch import save_file
+
+    from tem_live.models.openvino_scales import measured_scales, tensors_of
 
     path = folder / f"{recipe.name}.safetensors"
     metadata = {
@@ -228,6 +240,11 @@ def write_weights(folder: Path, recipe: Recipe, average: nn.Module, step: int) -
         name: tensor.detach().cpu().to(torch.float16).contiguous()
         for name, tensor in average.state_dict().items()
     }
+    if scales:
+        # In half precision, as it will be used, and on the processor, where it will be.
+        network = copy.deepcopy(average).cpu().eval().requires_grad_(False)
+        network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        tensors |= tensors_of(measured_scales(network))
     with writing_to(folder), written_whole(path) as part:
         save_file(tensors, part, metadata=metadata)
     return path

@@ -145,7 +145,7 @@ def fit(
 
         module.begin_with(weights_of(recipe.start))
     if module.finished():
-        return write_weights(folder, recipe, module.average, module.step)
+        return write_weights(folder, recipe, module.average, module.step, scales=True)
     data = RecipeData(recipe, folder, maker)
     data.first_step = module.step
     precision = recipe.machine.precision
@@ -178,7 +178,7 @@ def fit(
     if not trainer.is_global_zero:
         # Lightning started this process for one more device; the first one tells and publishes.
         raise SystemExit(0)
-    return write_weights(folder, recipe, module.average, module.step)
+    return write_weights(folder, recipe, module.average, module.step, scales=True)
 
 
 def _parallel(recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from tem_live.models.spectrum import bragg_part, lattice_part
 from tem_live.models.tiles import cuts
 from tem_live.models.waves import lattice_waves
 
+if TYPE_CHECKING:
+    from tem_live.models.openvino_scales import Scales
+
 __all__ = ["NetworkRestorer"]
 
 # Below this many electrons per pixel (less than any training dose) the frame is binned first.
@@ -38,23 +42,49 @@ _HALO_PX = 96
 
 
 class NetworkRestorer(Restorer):
-    """Runs a `DoseUNet`."""
+    """Runs a `DoseUNet`.
+
+    Parameters
+    ----------
+    card : ModelCard
+        What it is.
+    device : str
+        torch name of the device that the network is on.
+    network : DoseUNet
+        Ready to run.
+    precision : {"auto", "float32", "float16", "int8"}
+        What to compute in.
+    scales : Scales, optional
+        Of its 8 bit integers, where they came with the weights.
+
+    Raises
+    ------
+    ModelError
+        The precision does not work on the device.
+    """
 
     def __init__(
-        self, card: ModelCard, device: str, network: DoseUNet, precision: Precision = "float32"
+        self,
+        card: ModelCard,
+        device: str,
+        network: DoseUNet,
+        precision: Precision = "float32",
+        scales: Scales | None = None,
     ) -> None:
         super().__init__(card, device)
         self._network = network
         self._run: Callable[..., Tensor] = network
         if precision != "float32":
-            self._run = self._accelerated(network, precision)
+            self._run = self._accelerated(network, precision, scales)
         # Nothing of it changes with a frame. On a GPU one frame is prepared while the other runs.
         self.concurrent = True
 
-    def _accelerated(self, network: DoseUNet, precision: Precision) -> Callable[..., Tensor]:
+    def _accelerated(
+        self, network: DoseUNet, precision: Precision, scales: Scales | None
+    ) -> Callable[..., Tensor]:
         if self.device != "cpu":
             return self._on_gpu(network, precision)
-        found = self._in_integers(network) if precision in ("auto", "int8") else None
+        found = self._in_integers(network, scales) if precision in ("auto", "int8") else None
         if found is not None:
             self.precision = "int8"
             return found
@@ -65,7 +95,9 @@ class NetworkRestorer(Restorer):
             )
         return network
 
-    def _in_integers(self, network: DoseUNet) -> Callable[..., Tensor] | None:
+    def _in_integers(
+        self, network: DoseUNet, scales: Scales | None
+    ) -> Callable[..., Tensor] | None:
         from tem_live.models.int8 import can_multiply_int8, int8_network
 
         if not can_multiply_int8():
@@ -73,7 +105,7 @@ class NetworkRestorer(Restorer):
         if importlib.util.find_spec("openvino") is not None:
             from tem_live.models.openvino_network import openvino_network
 
-            found = openvino_network(network, lambda: int8_network(network) or network)
+            found = openvino_network(network, lambda: int8_network(network) or network, scales)
             if found is not None:
                 self.engine = found.engine
                 return found

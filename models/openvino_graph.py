@@ -28,7 +28,7 @@ class GraphWriter:
     height, width : int
         Of the blocks.
     ranges : dict of str to ndarray
-        (channels,), what each input of a convolution reaches; see `measured_ranges`.
+        (channels,), what each input of a convolution reaches; see `measured_scales`.
     """
 
     def __init__(self, network: DoseUNet, height: int, width: int, ranges: Ranges) -> None:

@@ -30,7 +30,13 @@ from torch import Tensor
 from tem_live.models.int8 import AGREES, trial
 from tem_live.models.network import BLOCK, CONDITIONS, DoseUNet
 from tem_live.models.openvino_graph import GraphWriter
-from tem_live.models.openvino_scales import Ranges, measured_ranges
+from tem_live.models.openvino_scales import (
+    CONTRASTS,
+    Ranges,
+    Scales,
+    contrast_of,
+    measured_scales,
+)
 
 __all__ = ["OpenvinoNetwork", "openvino_network"]
 
@@ -41,11 +47,6 @@ _log = logging.getLogger(__name__)
 Network = Callable[..., Tensor]
 """Called as `DoseUNet.forward`."""
 
-# Contrast of a frame: its largest mean of a 4 x 4 block in units of the noise. That of noise alone;
-# from one graph to the next it doubles, and beyond the last one the caller's network is used. The
-# first three are enough up to 20 e-/px for anything, and up to 180 for thin specimens.
-_LEAST, _STEPS = 1.25, 4
-_MEAN = torch.full((BLOCK * BLOCK,), 1.0 / BLOCK**2)
 # What goes beyond the scales by this factor is cut off at the limit: that of a few pixels.
 _SLACK = 1.1
 # Frames of up to so many pixels have every graph run before they come: 140 MB in two streams, and
@@ -69,7 +70,9 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def openvino_network(network: DoseUNet, exact: Callable[[], Network]) -> OpenvinoNetwork | None:
+def openvino_network(
+    network: DoseUNet, exact: Callable[[], Network], scales: Scales | None = None
+) -> OpenvinoNetwork | None:
     """The network by OpenVINO, or None where that does not give what float32 gives.
 
     Parameters
@@ -79,6 +82,8 @@ def openvino_network(network: DoseUNet, exact: Callable[[], Network]) -> Openvin
     exact : callable
         Makes the network that computes what does not fit the fixed scales; called when the first
         such frame comes.
+    scales : Scales, optional
+        What its places reach; by default it is measured, which takes some seconds.
     """
     if not all(bool(part.isfinite().all()) for part in network.parameters()):
         _log.warning("OpenVINO is not used: weights of this network are not finite")
@@ -87,12 +92,19 @@ def openvino_network(network: DoseUNet, exact: Callable[[], Network]) -> Openvin
     waves = torch.zeros_like(blocks) if network.waves else None
     try:
         with torch.inference_mode():
-            made = OpenvinoNetwork(network, exact)
+            made = OpenvinoNetwork(network, exact, scales)
             found = made.within_scales(blocks, vector, waves)
             if found is None:
                 raise RuntimeError("the trial does not fit its scales")
             distance = float((found - network(blocks, vector, waves)).square().mean().sqrt())
-    except (ImportError, AttributeError, RuntimeError, TypeError, ValueError) as problem:
+    except (
+        ImportError,
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as problem:
         _log.warning("OpenVINO is not used: %s", (str(problem) or "?").splitlines()[0])
         return None
     if not distance < AGREES:
@@ -108,7 +120,7 @@ class OpenvinoNetwork:
     ----------
     network : DoseUNet
         On the CPU.
-    exact : callable
+    exact, scales : optional
         See `openvino_network`.
 
     Attributes
@@ -117,7 +129,9 @@ class OpenvinoNetwork:
         OpenVINO and its version.
     """
 
-    def __init__(self, network: DoseUNet, exact: Callable[[], Network]) -> None:
+    def __init__(
+        self, network: DoseUNet, exact: Callable[[], Network], scales: Scales | None = None
+    ) -> None:
         import openvino
 
         self.engine = f"OpenVINO {openvino.__version__.partition('-')[0]}"
@@ -125,7 +139,7 @@ class OpenvinoNetwork:
         self._make_exact = exact
         self._exact: Network | None = None
         self._core = _core()
-        self._noise_range, self._range_per_contrast = measured_ranges(network)
+        self._scales = measured_scales(network) if scales is None else scales
         self._graphs: OrderedDict[tuple[int, ...], dict[int, _Graph]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -147,7 +161,7 @@ class OpenvinoNetwork:
         vector = torch.zeros(1, CONDITIONS)
         waves = [blocks] if self._network.waves else []
         small = height * width * BLOCK**2 <= _RUN_PX
-        for step in range(_STEPS):
+        for step in range(len(CONTRASTS)):
             graph = self._graph(height, width, step)
             if small:
                 graph.run_everywhere(blocks, vector, *waves)
@@ -168,20 +182,16 @@ class OpenvinoNetwork:
     ) -> Tensor | None:
         """`__call__`, or None for a frame that fits no fixed scale."""
         blocks = blocks.contiguous(memory_format=torch.channels_last)
-        lying = blocks.permute(0, 2, 3, 1)
-        contrast = float((lying.view(-1, BLOCK * BLOCK) @ _MEAN).abs_().max())
-        if not contrast <= _LEAST * 2.0 ** (_STEPS - 1):  # too large, or no number
-            return None
-        step = max(0, int(np.ceil(np.log2(max(contrast, 1e-9) / _LEAST))))
-        while step < _STEPS:
+        contrast = contrast_of(blocks)
+        # None at all is large enough for what is no number.
+        for step in (step for step, most in enumerate(CONTRASTS) if contrast <= most):
             graph = self._graph(blocks.shape[-2], blocks.shape[-1], step)
             found, excess = graph.run(blocks, vector, waves)
             if found is not None:
                 return found
             # Larger scales help where a little is missing; strong fine detail is many times beyond.
             if excess > 2.0:
-                return None
-            step += 1
+                break
         return None
 
     def _graph(self, height: int, width: int, step: int) -> _Graph:
@@ -194,11 +204,7 @@ class OpenvinoNetwork:
                 self._graphs.popitem(last=False)
             graph = of_shape.get(step)
             if graph is None:
-                contrast = _LEAST * 2.0**step
-                ranges = {
-                    place: noise + contrast * self._range_per_contrast[place]
-                    for place, noise in self._noise_range.items()
-                }
+                ranges = self._scales[step]
                 graph = _Graph(self._core, self._network, height, width, ranges, threads)
                 of_shape[step] = graph
         return graph

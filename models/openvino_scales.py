@@ -1,11 +1,14 @@
 """What each place of a `DoseUNet` reaches, by which its 8 bit integers are scaled.
 
+That depends on the specimen: it is measured on scenes as they are trained on, each at the dose that
+gives it the contrast of a step. It takes some seconds, so weights carry it along.
+
 This module imports torch; import it lazily.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,66 +19,130 @@ from torch.nn import functional
 
 from tem_live.models.network import BLOCK, DoseUNet, block_bands, conditions
 
-__all__ = ["Ranges", "blocks_in", "measured_ranges", "numbers_of"]
+__all__ = [
+    "CONTRASTS",
+    "Ranges",
+    "Scales",
+    "blocks_in",
+    "contrast_of",
+    "measured_scales",
+    "numbers_of",
+    "scales_in",
+    "tensors_of",
+    "without_scales",
+]
 
 Ranges = dict[str, npt.NDArray[np.float64]]
 """(channels,), what each input of a convolution reaches, by its place in the network."""
 
-# Contrast, see `measured_ranges`, at which the scales are measured.
-_MEASURED_AT = 16.0
-_SIDE = 192
-# The middles of deep blocks depend most on what is seen: there the scales leave room.
-_DEEP_MIDDLE = 1.5
+Scales = tuple[Ranges, ...]
+"""One for each of `CONTRASTS`."""
+
+CONTRASTS = (1.25, 2.5, 5.0, 10.0)
+"""Steps of a frame's contrast, see `contrast_of`. Noise alone has up to 1.25; the first three are
+enough up to 20 e-/px for anything, and up to 180 for thin specimens."""
+
+_MEAN = torch.full((BLOCK * BLOCK,), 1.0 / BLOCK**2)
+_SCENES, _SCENE_PX, _SEED = 64, 192, 7
+# Of the largest values of all frames: one frame in fifty may go beyond, and all have finer steps.
+_SHARE = 0.98
+# Noise adds to the contrast of a scene: this share is its own, and so much more is still counted.
+_OWN, _OVER = 0.85, 1.05
+_DOSES = (0.2, 2000.0)
+_KEY = "reaches"
 
 
-def measured_ranges(network: DoseUNet) -> tuple[Ranges, Ranges]:
-    """What each input of a convolution reaches, channel by channel.
+def contrast_of(blocks: Tensor) -> float:
+    """Largest mean of a block of a frame (1, 16, h, w), in its unit, that of the noise."""
+    lying = blocks.permute(0, 2, 3, 1)
+    return float((lying.reshape(-1, BLOCK * BLOCK) @ _MEAN).abs_().max())
 
-    Returns
-    -------
-    noise : dict of str to ndarray
-        From noise alone.
-    per_contrast : dict of str to ndarray
-        What is added, for each unit of contrast (largest mean of a block, in units of the noise).
+
+def measured_scales(network: DoseUNet) -> Scales:
+    """What each input of a convolution reaches, channel by channel, in frames of each contrast.
+
+    Parameters
+    ----------
+    network : DoseUNet
+        On the CPU.
     """
-    random = torch.Generator().manual_seed(7)
-    noise = torch.randn(1, 1, _SIDE, _SIDE, generator=random)
+    from tem_live.models.scenes import random_scene
+
+    random = np.random.default_rng(_SEED)
+    scenes = [random_scene(random, _SCENE_PX) for _ in range(_SCENES)]
+    found: list[Ranges] = []
     with torch.inference_mode():
-        alone = _reached(network, noise, (0.3, 2.0, 10.0))
-        seen = {place: torch.zeros_like(value) for place, value in alone.items()}
-        for kind in _structures(random):
-            frame = noise + kind * (
-                _MEASURED_AT / float(functional.avg_pool2d(kind, BLOCK).abs().max())
+        for contrast in CONTRASTS:
+            reached: dict[str, list[Tensor]] = {}
+            for scene in scenes:
+                strongest = contrast_of(_blocks_of(scene - scene.mean()))
+                dose = np.clip((_OWN * contrast / max(strongest, 1e-3)) ** 2, *_DOSES)
+                frame = random.poisson(dose * scene).astype(np.float32)
+                _look(network, frame, _OVER * contrast, reached)
+            found.append(
+                {
+                    place: numbers_of(torch.stack(values).quantile(_SHARE, dim=0))
+                    for place, values in reached.items()
+                }
             )
-            for place, value in _reached(network, frame, (2.0, 40.0)).items():
-                seen[place] = torch.maximum(seen[place], value)
-    for place in alone:
-        if place.endswith("middle") and " 0." not in place:
-            alone[place] *= _DEEP_MIDDLE
-            seen[place] *= _DEEP_MIDDLE
-    added = {place: (seen[place] - alone[place]).clamp_min(0.0) / _MEASURED_AT for place in alone}
-    return (
-        {place: numbers_of(value) for place, value in alone.items()},
-        {place: numbers_of(value) for place, value in added.items()},
-    )
+    return tuple(found)
 
 
-def _reached(network: DoseUNet, frame: Tensor, means: tuple[float, ...]) -> dict[str, Tensor]:
-    """Largest values, channel by channel, where the frame's mean is one of these."""
-    found: dict[str, Tensor] = {}
+def _look(
+    network: DoseUNet, frame: npt.NDArray[np.float32], most: float, reached: dict[str, list[Tensor]]
+) -> None:
+    """Add to `reached` what a frame reaches, if its contrast is not more than `most`."""
 
     def see(place: str, x: Tensor) -> None:
-        largest = x.abs().amax(dim=(0, 2, 3))
-        found[place] = torch.maximum(found[place], largest) if place in found else largest
+        reached.setdefault(place, []).append(x.abs().amax(dim=(0, 2, 3)))
 
-    blocks = functional.pixel_unshuffle(frame - frame.mean(), BLOCK)
-    bands = block_bands(blocks)
-    for mean in means:
-        sigma, vector = conditions(bands, torch.tensor([mean]))
-        scaled = blocks / sigma
-        inputs = torch.cat([scaled, torch.zeros_like(scaled)], 1) if network.waves else scaled
+    blocks = _blocks_of(frame - frame.mean())
+    sigma, vector = conditions(block_bands(blocks), torch.tensor([float(frame.mean())]))
+    # A frame without noise has no unit.
+    blocks /= sigma.clamp_min(1e-6)
+    if contrast_of(blocks) <= most:
+        inputs = torch.cat([blocks, torch.zeros_like(blocks)], 1) if network.waves else blocks
         _walk(network, network.head(inputs), vector, see)
-    return found
+
+
+def _blocks_of(frame: npt.NDArray[np.float32]) -> Tensor:
+    return functional.pixel_unshuffle(torch.from_numpy(frame)[None, None], BLOCK)
+
+
+# ------------------------------------------------------------------------------ beside the weights
+
+
+def tensors_of(scales: Scales) -> dict[str, Tensor]:
+    """Scales as tensors to be kept in a file with the weights."""
+    return {
+        f"{_KEY}.{step}.{place}": torch.from_numpy(value).float()
+        for step, ranges in enumerate(scales)
+        for place, value in ranges.items()
+    }
+
+
+def without_scales(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights alone, of what a file holds."""
+    return {name: value for name, value in tensors.items() if not name.startswith(f"{_KEY}.")}
+
+
+def scales_in(tensors: Mapping[str, Tensor]) -> Scales | None:
+    """The scales of what a file holds; None where it has none, or not all that are used here."""
+    found: list[Ranges] = []
+    for step in range(len(CONTRASTS)):
+        start = f"{_KEY}.{step}."
+        ranges = {
+            name.removeprefix(start): numbers_of(value)
+            for name, value in tensors.items()
+            if name.startswith(start)
+        }
+        found.append(ranges)
+    shapes = [{place: value.shape for place, value in ranges.items()} for ranges in found]
+    whole = bool(found[0]) and all(shape == shapes[0] for shape in shapes)
+    return tuple(found) if whole else None
+
+
+# ------------------------------------------------------------------------------------- the network
 
 
 def _walk(network: DoseUNet, x: Tensor, vector: Tensor, see: Callable[[str, Tensor], None]) -> None:
@@ -102,24 +169,6 @@ def _walk(network: DoseUNet, x: Tensor, vector: Tensor, see: Callable[[str, Tens
         x = network.up[level](x) + skips.pop()
         for number, block in enumerate(blocks_in(network.decoders[level])):
             x = through(block, x, f"up {level}.{number}")
-
-
-def _structures(random: torch.Generator) -> list[Tensor]:
-    """Specimens of many sizes, with soft and hard edges, (1, 1, side, side), mean near 0."""
-    kinds = []
-    for cells in (4, 16, 48):
-        coarse = torch.randn(1, 1, cells, cells, generator=random)
-        kinds.append(functional.interpolate(coarse, size=(_SIDE, _SIDE), mode="bicubic"))
-    places = torch.arange(_SIDE, dtype=torch.float32)
-    squares = torch.zeros(_SIDE, _SIDE)
-    squares[40:90, 40:90] = -3.0
-    squares[120:150, 100:150] = 2.0
-    squares[60:70, 120:130] = -5.0
-    disc = (torch.hypot(places - 96.0, places[:, None] - 96.0) < 60.0).float()
-    edge = (places > 96.0).float().expand(_SIDE, _SIDE)
-    kinds += [part[None, None] for part in (squares, disc, -disc, edge, -edge)]
-    kinds.append(sum(kinds[:4], torch.zeros(1, 1, _SIDE, _SIDE)))
-    return kinds
 
 
 def blocks_in(stage: Any) -> list[Any]:

@@ -143,6 +143,7 @@ def publish(
     from safetensors.torch import load_file
 
     from tem_live.models.network import DoseUNet
+    from tem_live.models.openvino_scales import without_scales
     from tem_live.models.views import VIEWS
 
     recipe = load_recipe(recipe_path)
@@ -156,7 +157,8 @@ def publish(
         shape["waves"] = bool(json.loads(metadata.get("waves", "false")))
         shape["middles"] = list(json.loads(metadata.get("middles", "[]")))
         network = DoseUNet(*(shape[k] for k in ("widths", "blocks", "waves", "middles")))
-        network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+        held = without_scales(load_file(weights))
+        network.load_state_dict({k: v.float() for k, v in held.items()})
     except (SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{weights} is damaged, or no training wrote it") from error
     except RuntimeError as error:

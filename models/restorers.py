@@ -23,6 +23,8 @@ from tem_live.models.restorer import Precision, Restorer, resolve_device
 if TYPE_CHECKING:
     import torch
 
+    from tem_live.models.openvino_scales import Scales
+
 __all__ = [
     "ENTRY_POINTS",
     "Precision",
@@ -188,6 +190,8 @@ def _load_network(path: Path, device: str, precision: Precision) -> Restorer:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from tem_live.models.openvino_scales import scales_in, without_scales
+
     described = path.with_suffix(".json")
     if not path.is_file() and not described.is_file():
         raise ModelError(f"no weights at {path}; check the path or reinstall tem_live")
@@ -203,13 +207,15 @@ def _load_network(path: Path, device: str, precision: Precision) -> Restorer:
         )
     try:
         network = _make_network(card)
-        network.load_state_dict({k: _float32(v) for k, v in load_file(path).items()})
+        tensors = load_file(path)
+        weights = without_scales(tensors)
+        network.load_state_dict({k: _float32(v) for k, v in weights.items()})
     except (SafetensorError, RuntimeError, KeyError, ValueError, OSError) as error:
         raise ModelError(
             f"the weights {path} cannot be loaded as their card describes them: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return _make_restorer(card, device, network, precision)
+    return _make_restorer(card, device, network, precision, scales_in(tensors))
 
 
 def _float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -236,7 +242,9 @@ def _make_network(card: ModelCard) -> torch.nn.Module:
     return DoseUNet(widths, depths, bool(shape.get("waves", False)), middles)
 
 
-def _make_restorer(card: ModelCard, device: str, network: Any, precision: Precision) -> Restorer:
+def _make_restorer(
+    card: ModelCard, device: str, network: Any, precision: Precision, scales: Scales | None
+) -> Restorer:
     import torch
 
     if card.network == "unet_resnet18":
@@ -253,4 +261,4 @@ def _make_restorer(card: ModelCard, device: str, network: Any, precision: Precis
     network = network.requires_grad_(False).eval().to(torch.device(device))
     network = network.to(memory_format=torch.channels_last)
     kind = ViewsRestorer if card.kind == "views" else NetworkRestorer
-    return kind(card, device, network, precision)
+    return kind(card, device, network, precision, scales)

@@ -67,6 +67,8 @@ def test_train_resume_publish_restore(tmp_path: Path) -> None:
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
+    from tem_live.models.openvino_scales import without_scales
+
     stop = threading.Event()
     stop.set()  # each call takes one step, writes a checkpoint and ends
     recipe = write_recipe(tmp_path, **steps(1000))
@@ -75,7 +77,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         assert state(tmp_path / "cut")["step"] == number
     recipe = write_recipe(tmp_path, **steps(2))
     whole = lightning_run.train(recipe, tmp_path / "whole", device="cpu")
-    for name, tensor in load_file(whole).items():
+    for name, tensor in without_scales(load_file(whole)).items():
         # The schedules differ a little (1000 steps against 2), and moments are kept in bfloat16.
         np.testing.assert_allclose(tensor, load_file(cut)[name], atol=4e-3)
 

@@ -97,10 +97,9 @@ def test_blocks_without_any_scale_are_left_to_the_network(made, value):
 def test_scales_that_are_too_small_are_noticed_and_enlarged(made, network):
     blocks, vector = inputs(2.0)
     with torch.inference_mode():
-        made._noise_range = {place: 0.45 * reach for place, reach in made._noise_range.items()}
-        made._range_per_contrast = {
-            place: 0.45 * reach for place, reach in made._range_per_contrast.items()
-        }
+        made._scales = tuple(
+            {place: 0.4 * reach for place, reach in ranges.items()} for ranges in made._scales
+        )
         found = made(blocks, vector)
         assert distance(found, network(blocks, vector)) < 0.02
     assert [len(steps) for steps in made._graphs.values()] == [2]
