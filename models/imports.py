@@ -267,7 +267,7 @@ def _write(
     import torch
     from safetensors.torch import save_file
 
-    from tem_live.models.macs import count_macs
+    from tem_live.models.macs import count_work
 
     path = folder / f"{card.name}.safetensors"
     try:
@@ -277,7 +277,7 @@ def _write(
         frame = torch.empty(1, 1, 512, 512, device="meta")
         figures = {
             "parameters": sum(p.numel() for p in network.parameters()),
-            "gmac_512": round(count_macs(network, frame) / 1e9, 1),
+            "gmac_512": round(count_work(network, frame).macs / 1e9, 1),
             "sha256": sha256_of(path),
         }
         write_card(path.with_suffix(".json"), card.model_copy(update=figures))

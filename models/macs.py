@@ -1,20 +1,38 @@
-"""Count the multiplications of a network's convolutions, by its layers' geometry alone.
+"""Count what a network's convolutions multiply and move, by its layers' geometry alone.
 
 This module imports torch; import it lazily.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["count_macs"]
+__all__ = ["Work", "count_work"]
 
 
-def count_macs(network: nn.Module, *inputs: Tensor) -> int:
-    """Multiplications with which the convolutions of `network` turn `inputs` into its output.
+class Work(NamedTuple):
+    """What the convolutions of a network have to do for a frame, at least.
+
+    Biases, normalisation and interpolation are left out.
+    """
+
+    macs: int
+    """Products of weights and pixels."""
+    planes: int
+    """Numbers in the planes that they read and write."""
+    weights: int
+    """Numbers in their weights."""
+
+    def times(self, frames: int) -> Work:
+        """That of so many frames at once."""
+        return Work(frames * self.macs, frames * self.planes, self.weights)
+
+
+def count_work(network: nn.Module, *inputs: Tensor) -> Work:
+    """What `network` has to do to turn `inputs` into its output.
 
     Parameters
     ----------
@@ -25,18 +43,19 @@ def count_macs(network: nn.Module, *inputs: Tensor) -> int:
 
     Returns
     -------
-    int
-        Products of weights and pixels; biases, normalisation and interpolation are left out.
+    Work
     """
-    total = 0
+    macs = planes = weights = 0
 
     def count(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
+        nonlocal macs, planes, weights
         assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
         # Each pixel of a convolution's output, and of a transposed one's input, meets all taps.
         image = arguments[0] if isinstance(layer, nn.ConvTranspose2d) else output
         pixels = image.shape[0] * image.shape[-2] * image.shape[-1]
-        total += layer.weight.numel() * pixels
+        macs += layer.weight.numel() * pixels
+        planes += arguments[0].numel() + output.numel()
+        weights += layer.weight.numel()
 
     kinds = (nn.Conv2d, nn.ConvTranspose2d)
     hooks: list[Any] = [
@@ -50,4 +69,4 @@ def count_macs(network: nn.Module, *inputs: Tensor) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return total
+    return Work(macs, planes, weights)

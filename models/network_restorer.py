@@ -16,7 +16,7 @@ from torch.nn import functional
 from tem_live.errors import ModelError
 from tem_live.models.areas import area_part, area_sums
 from tem_live.models.cards import ModelCard
-from tem_live.models.macs import count_macs
+from tem_live.models.macs import Work, count_work
 from tem_live.models.network import BLOCK, CONDITIONS, DoseUNet, conditions
 from tem_live.models.planes import blocks_of, image_of, in_units_of, measured_blocks
 from tem_live.models.restorer import Precision, Restorer, padded
@@ -137,8 +137,8 @@ class NetworkRestorer(Restorer):
             height, width = (cuts(side, tile, halo, step)[0].stop for side in (height, width))
         prepare(height, width)
 
-    def gmac(self, shape: tuple[int, int]) -> float | None:
-        """See `Restorer.gmac`."""
+    def work(self, shape: tuple[int, int]) -> Work | None:
+        """See `Restorer.work`."""
         step = self._network.multiple
         height, width = (-(-side // step) * step // BLOCK for side in shape)
         with torch.device("meta"):
@@ -147,7 +147,8 @@ class NetworkRestorer(Restorer):
             # Two frames: for a single one the layers are passed by, see `network._Block`.
             blocks = torch.empty(2, BLOCK * BLOCK, height, width)
             waves = [blocks] if net.waves else []
-            return count_macs(twin, blocks, torch.empty(2, CONDITIONS), *waves) / 2e9
+            both = count_work(twin, blocks, torch.empty(2, CONDITIONS), *waves)
+        return Work(both.macs // 2, both.planes // 2, both.weights)
 
     def _restore_finite(self, frame: Tensor, mean: float, out: Tensor) -> None:
 

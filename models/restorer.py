@@ -12,6 +12,8 @@ from tem_live.models.cards import ModelCard
 if TYPE_CHECKING:
     import torch
 
+    from tem_live.models.macs import Work
+
 __all__ = ["Precision", "Restorer", "padded", "resolve_device"]
 
 Precision = Literal["auto", "float32", "float16", "int8"]
@@ -54,9 +56,14 @@ class Restorer(ABC):
     def __repr__(self) -> str:
         return f"<Restorer {self.name!r} on {self.device}>"
 
+    def work(self, shape: tuple[int, int]) -> Work | None:
+        """What its network has to do for a frame of (height, width) px; None where not counted."""
+        return None
+
     def gmac(self, shape: tuple[int, int]) -> float | None:
         """Billions of multiplications for a frame of (height, width) px; None where not counted."""
-        return None
+        work = self.work(shape)
+        return None if work is None else work.macs / 1e9
 
     def prepare(self, shape: tuple[int, int]) -> None:  # noqa: B027  (most have nothing to do)
         """Make ready for frames of (height, width) px, so that the first takes no longer.

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tem_live.models.cards import ModelCard
+from tem_live.models.macs import Work
 from tem_live.models.restorer import Restorer
 
 __all__ = ["VideoRestorer"]
@@ -84,10 +85,10 @@ class VideoRestorer(Restorer):
         """Forget the frames so far."""
         self._past = None
 
-    def gmac(self, shape: tuple[int, int]) -> float | None:
-        """See `Restorer.gmac`: the spatial restorer runs twice."""
-        once = self._spatial.gmac(shape)
-        return None if once is None else 2.0 * once
+    def work(self, shape: tuple[int, int]) -> Work | None:
+        """See `Restorer.work`: the spatial restorer runs twice."""
+        once = self._spatial.work(shape)
+        return None if once is None else once.times(2)
 
     def _restore_finite(self, frame: Tensor, mean: float, out: Tensor) -> None:
         single = self._spatial.restore(frame)

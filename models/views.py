@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tem_live.models.macs import Work
 from tem_live.models.network_restorer import NetworkRestorer
 
 __all__ = ["VIEWS", "ViewsRestorer"]
@@ -47,10 +48,10 @@ class ViewsRestorer(NetworkRestorer):
     What is done to a frame before and after the network is done once, to the frame as it is.
     """
 
-    def gmac(self, shape: tuple[int, int]) -> float | None:
-        """See `Restorer.gmac`: that of the network, once a view."""
-        once = super().gmac(shape)
-        return None if once is None else len(VIEWS) * once
+    def work(self, shape: tuple[int, int]) -> Work | None:
+        """See `Restorer.work`: that of the network, once a view."""
+        once = super().work(shape)
+        return None if once is None else once.times(len(VIEWS))
 
     def prepare(self, shape: tuple[int, int]) -> None:
         """See `Restorer.prepare`."""

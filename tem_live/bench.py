@@ -9,14 +9,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tem_live.analysis import DriftEstimator
+from tem_live.bench_limits import copy_fractions, machine_limits, resident_MB, roofline_fraction
 from tem_live.calibration import Calibrator
 from tem_live.drivers.protocols import Blanker, CameraSettings
 from tem_live.frames import FrameRing, Slot, open_backend
@@ -37,7 +38,12 @@ TURNS = 12
 PEERS = ("unet_resnet18", "cgrdn")
 
 
-def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[str, Any]:
+def measure(
+    size: int = 512,
+    device: str = "auto",
+    model: str = "fast",
+    peers: PeerRates | None = None,
+) -> dict[str, Any]:
     """Measure the simulated camera's frames on their way through the program.
 
     Parameters
@@ -48,6 +54,8 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     model : str
         Restorer.
+    peers : PeerRates, optional
+        What `peer_rates` gave for this size and device before; else it is measured.
 
     Returns
     -------
@@ -59,8 +67,11 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         ``latency_ms_p50``, ``latency_ms_p99`` (of that trial), ``peer_ratio`` (the model's frames
         per second over those of the networks of Katsuno et al. 2021 and Lobato et al. 2023 on
         this machine, random weights; null where one would take minutes), ``ceiling_gmac_s``
-        (products of a large float32 matrix product), ``ceiling_fraction`` (share of these that
-        the model's convolutions reach, counted as in float32; null for a model without),
+        and ``ceiling_copy_GB_s`` (products of a large matrix product, bytes read and written by a
+        copy), ``ceiling_upload_GB_s`` (from the host to a GPU), ``ceiling_fraction`` (share of
+        the products that the model's convolutions reach; null for a model without),
+        ``roofline_fraction`` and ``copy_fraction`` (see `tem_live.bench_limits`), ``memory_MB``
+        (in RAM when it began, with the model's first frames, after the trials),
         ``core_ms`` (time of one core for a frame, of the model, of the model in float32 and of the
         quicker peer, one after the other in turns; hardly changed by other programs; null on a
         GPU), ``precision`` (what the model computes in), ``peers_skipped`` (peers that would take
@@ -76,17 +87,17 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         f"restorer.model={model}",
     ]
     profile = load_profile("sim", overrides)
-    stages, restore_fps, gmac, about = _stages(profile, size)
-    peers = _peers(profile.restorer.device)
-    ring = FrameRing(open_backend(str(peers[PEERS[0]].device)), 4, (size, size), np.dtype("u2"))
-    peers_fps, skipped = _peers_fps(peers, ring)
-    fps = {model: restore_fps, **peers_fps}
-    ceiling = _ceiling_gmac_s(profile.restorer.device)
+    memory_MB = {"began": resident_MB()}
+    stages, restore_fps, about = _stages(profile, size)
+    memory_MB["restored"] = resident_MB()
+    peers = peer_rates(size, profile.restorer.device) if peers is None else peers
+    fps = {model: restore_fps, **peers.frames_per_s}
     # The simulated camera runs on the same processor.
     ceiling_fps = 1.1 / (1.0 / restore_fps + 5e-4 * stages["driver"])
     with Session(profile) as session, tempfile.TemporaryDirectory() as folder:
         end_to_end, trial = _end_to_end(session, ceiling_fps)
         recorded, _ = _end_to_end(session, end_to_end or 0.5 * restore_fps, Path(folder))
+        memory_MB["recorded"] = resident_MB()
     return {
         "machine": _machine(),
         "size": size,
@@ -95,8 +106,8 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         "stages_ms": {name: round(value, 3) for name, value in stages.items()},
         "restore_fps": {name: rate and round(rate, 3) for name, rate in fps.items()},
         **about,
-        "core_ms": _core_ms_of(model, peers, skipped, size) if trial["device"] == "cpu" else None,
-        "peers_skipped": skipped,
+        "core_ms": _core_ms_of(model, peers, size) if trial["device"] == "cpu" else None,
+        "peers_skipped": peers.skipped_ms,
         "end_to_end_fps": end_to_end,
         "recorded_fps": recorded,
         "latency_ms_p50": trial["latency_ms_p50"],
@@ -105,14 +116,37 @@ def measure(size: int = 512, device: str = "auto", model: str = "fast") -> dict[
         "peer_ratio": {
             name: round(restore_fps / rate, 2) if (rate := fps[name]) else None for name in PEERS
         },
-        "ceiling_gmac_s": round(ceiling, 1),
-        "ceiling_fraction": None if gmac is None else round(gmac * restore_fps / ceiling, 3),
+        "memory_MB": {name: round(value, 1) for name, value in memory_MB.items()},
     }
 
 
-def _stages(
-    profile: Profile, size: int
-) -> tuple[dict[str, float], float, float | None, dict[str, Any]]:
+def compared(size: int, device: str, models: Sequence[str]) -> list[dict[str, Any]]:
+    """`measure` several restorers one after the other, beside the same measurement of the peers."""
+    from tem_live.models import load_restorer
+
+    # What is wrong with a name is told before minutes are spent on the others.
+    places = [str(load_restorer(model, device=device).device) for model in models]
+    peers = peer_rates(size, places[0])
+    return [measure(size, device, model, peers) for model in models]
+
+
+class PeerRates(NamedTuple):
+    """What the networks of the two papers do on this machine, with random weights."""
+
+    frames_per_s: dict[str, float | None]
+    """As many at once as the pipeline restores; None for one that is too slow to wait for."""
+    skipped_ms: dict[str, float]
+    """Expected ms of a frame of these."""
+
+
+def peer_rates(size: int, device: str) -> PeerRates:
+    """Measure the peers on square frames of so many pixels a side."""
+    peers = _peers(device)
+    ring = FrameRing(open_backend(str(peers[PEERS[0]].device)), 4, (size, size), np.dtype("u2"))
+    return PeerRates(*_peers_fps(peers, ring))
+
+
+def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, dict[str, Any]]:
     from tem_live.bench_scaling import display_work
     from tem_live.models import load_restorer
     from tem_live.recording import Recorder
@@ -169,17 +203,29 @@ def _stages(
 
         stages["record"] = _median_ms(record)
         recorder.close()
+    allocations = {"page_faults": _page_faults(restore), "torch_bytes": _torch_bytes(restore)}
+    ring.release(slot)
+    fps = _restore_fps(restorer, ring, stages["restore"])
+    limits = machine_limits(str(restorer.device), restorer.precision)
+    gmac = restorer.gmac((size, size))
     about = {
         "precision": restorer.precision,
         "engine": restorer.engine,
-        "allocations_per_frame": {
-            "page_faults": _page_faults(restore),
-            "torch_bytes": _torch_bytes(restore),
+        "allocations_per_frame": allocations,
+        "ceiling_gmac_s": round(limits.gmac_s, 1),
+        "ceiling_copy_GB_s": round(limits.copy_GB_s, 2),
+        "ceiling_upload_GB_s": limits.upload_GB_s and round(limits.upload_GB_s, 2),
+        "ceiling_fraction": None if gmac is None else round(gmac * fps / limits.gmac_s, 3),
+        "roofline_fraction": _rounded(roofline_fraction(restorer, (size, size), fps, limits)),
+        "copy_fraction": {
+            name: _rounded(share) for name, share in copy_fractions(stages, size**2, limits).items()
         },
     }
-    ring.release(slot)
-    fps = _restore_fps(restorer, ring, stages["restore"])
-    return stages, fps, restorer.gmac((size, size)), about
+    return stages, fps, about
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 3)
 
 
 def _page_faults(work: Callable[[], object], repeats: int = 5) -> float | None:
@@ -237,16 +283,18 @@ def _peers_fps(
     return fps, skipped
 
 
-def _core_ms_of(
-    model: str, peers: dict[str, Restorer], skipped: dict[str, float], size: int
-) -> dict[str, float]:
+def _core_ms_of(model: str, peers: PeerRates, size: int) -> dict[str, float]:
     from tem_live.models import load_restorer
 
     taking_part = {model: load_restorer(model, device="cpu")}
     if taking_part[model].precision != "float32":
         taking_part[f"{model} in float32"] = load_restorer(model, "cpu", "float32")
     # The slow ones would take minutes more: their frames per second must do.
-    quick = {name: peer for name, peer in peers.items() if name not in skipped and name != "cgrdn"}
+    quick = {
+        name: peer
+        for name, peer in _peers("cpu").items()
+        if name not in peers.skipped_ms and name != "cgrdn"
+    }
     return _core_ms({**taking_part, **quick}, size)
 
 
@@ -282,23 +330,6 @@ def _first_ms(restorer: Restorer, ring: FrameRing) -> float:
     began = time.perf_counter()
     restorer.restore(frame)
     return 1e3 * (time.perf_counter() - began) * (ring.shape[0] / side) ** 2
-
-
-def _ceiling_gmac_s(device: str) -> float:
-    import torch
-
-    from tem_live.models.restorer import resolve_device
-
-    place = torch.device(resolve_device(device))
-    side = 8192 if place.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=place) for _ in range(2))
-
-    def work() -> None:
-        a @ b
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-
-    return side**3 / (1e6 * _median_ms(work))
 
 
 def _restore_fps(restorer: Restorer, ring: FrameRing, one_ms: float) -> float:
@@ -364,14 +395,17 @@ def _driver_ms(profile: Profile, slot: Slot) -> float:
 def _end_to_end(
     session: Session, ceiling_fps: float, record: Path | None = None
 ) -> tuple[float | None, dict[str, Any]]:
-    rate = ceiling_fps
+    # A small frame without a network takes less than the camera's shortest exposure.
+    shortest_s, longest_s = session.capabilities.exposure_range_s
+    rate = min(ceiling_fps, 1.0 / shortest_s)
     while True:
         trial = _trial(session, rate, record)
         if trial["all_restored"]:
             return round(rate, 2), trial
-        if rate < 0.1:
+        if rate < max(0.1, 4.0 / longest_s):
             return None, trial
-        rate *= 0.9
+        # Where it is far beyond what came, not every step between is tried.
+        rate = min(0.9 * rate, max(1.1 * trial["restored_fps"], 0.3 * rate))
 
 
 def _trial(session: Session, rate_fps: float, record: Path | None) -> dict[str, Any]:
@@ -379,12 +413,16 @@ def _trial(session: Session, rate_fps: float, record: Path | None) -> dict[str, 
     session.exposure_s = 1.0 / rate_fps
     if record is not None:
         session.record(Path(tempfile.mkdtemp(dir=record)) / "run.zarr")
-    session.start(frames)
+    began = time.perf_counter()
+    session.start(frames, 2.0 * frames / rate_fps)
     session.wait()
+    seconds = time.perf_counter() - began
     stats = session.stats()
     held = stats.frames == frames and stats.fps > 0.98 * rate_fps
     return {
-        "all_restored": held and stats.restored >= 0.98 * frames,
+        # Without a restorer there is nothing to wait for.
+        "all_restored": held and (session.model == "none" or stats.restored >= 0.98 * frames),
+        "restored_fps": stats.restored / seconds,
         "latency_ms_p50": stats.latency_ms_p50,
         "latency_ms_p99": stats.latency_ms_p99,
         "dropped_raw": stats.dropped_raw,

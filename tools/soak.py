@@ -37,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tem_live.bench_limits import resident_MB
 from tem_live.errors import TemLiveError
 from tem_live.session import Session, open_session
 from tem_live.state import FrameInfo
@@ -74,9 +75,9 @@ class Minute:
 class Soaked:
     """A whole run."""
 
-    memory_opened_MB: float | None
+    memory_opened_MB: float
     """Before the first frame."""
-    memory_warm_MB: float | None
+    memory_warm_MB: float
     """At the end of the warm-up."""
     minutes: list[Minute]
 
@@ -123,17 +124,6 @@ class _Latencies:
         return taken
 
 
-def memory_MB() -> float | None:
-    """Memory of this process that is in RAM; None where the system has no /proc."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    # In units of 1024 bytes, whatever the size of a page.
-    resident = [line.split()[1] for line in lines if line.startswith("VmRSS:")]
-    return int(resident[0]) / 1024 if resident else None
-
-
 def processor_ticks() -> _Ticks | None:
     """Time of all processors since they began, and what of it the host of the machine gave away.
 
@@ -158,12 +148,12 @@ def soak(session: Session, minutes: int, warm_up_s: float) -> Soaked:
     """Run a session for so many minutes after the warm-up. Raises SystemExit if it ends early."""
     latencies = _Latencies()
     end = session.subscribe(lambda frame: None, latencies.wants)
-    opened = memory_MB()
+    opened = resident_MB()
     session.start()
     done: list[Minute] = []
     try:
         _watch(session, time.monotonic() + warm_up_s)
-        warm = memory_MB()
+        warm = resident_MB()
         print(f"warm-up of {warm_up_s:g} s: {_text(opened)} to {_text(warm)} MB", flush=True)
         latencies.take()
         before, began_s, ticks = session.stats(), time.monotonic(), processor_ticks()
@@ -203,12 +193,11 @@ def _watch(session: Session, until_s: float) -> list[float]:
     seen = []
     while (left_s := until_s - time.monotonic()) > 0:
         time.sleep(min(1.0, left_s))
-        stats, memory = session.stats(), memory_MB()
+        stats = session.stats()
         if stats.stop_reason is not None:
             early = f"soak.py: the run ended after {stats.frames} frames: {stats.stop_reason}"
             raise SystemExit(early)
-        if memory is not None:
-            seen.append(memory)
+        seen.append(resident_MB())
     return seen
 
 

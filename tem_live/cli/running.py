@@ -197,7 +197,9 @@ def doctor(json_: JsonOption = False) -> None:
 def bench(
     size: Annotated[int, typer.Option(help="Side of the square frames, in pixels.")] = 512,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    model: Annotated[str, typer.Option("--model", "-m", help="Restorer.")] = "fast",
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Restorer, fast if none; repeatable.")
+    ] = None,
     sizes: Annotated[
         str | None, typer.Option(help="Cost at several sizes instead, as in 256,512,1024.")
     ] = None,
@@ -207,6 +209,7 @@ def bench(
     json_: JsonOption = False,
 ) -> None:
     """Measure the speed of each stage and end to end."""
+    models = model or ["fast"]
     try:
         many = [int(part) for part in (sizes or "").split(",") if part.strip()]
     except ValueError:
@@ -218,19 +221,42 @@ def bench(
         raise InputError("--sizes: give whole numbers, as in 256,512,1024")
     if plot is not None and not many:
         raise InputError("--plot needs --sizes, as in --sizes 256,512,1024")
+    if many and len(models) > 1:
+        raise InputError("--sizes takes one --model; give them one after the other")
     if many:
         from tem_live.bench_scaling import cost_by_size, draw
 
         if plot is not None:
             check_target(plot)
-        measured = cost_by_size(many, device, model)
+        measured = cost_by_size(many, device, models[0])
         if plot is not None:
             draw(measured, plot)
         show(measured, json_)
         return
-    from tem_live.bench import measure
+    from tem_live.bench import compared, measure
 
-    show(measure(size, device, model), json_)
+    if len(models) == 1:
+        show(measure(size, device, models[0]), json_)
+        return
+    measured_each = compared(size, device, models)
+    show(measured_each if json_ else [_in_short(each) for each in measured_each], json_)
+
+
+def _in_short(measured: dict[str, Any]) -> dict[str, Any]:
+    """One row of a table of restorers."""
+    times = {f"times {name}": ratio for name, ratio in measured["peer_ratio"].items()}
+    return {
+        "model": measured["model"],
+        "precision": measured["precision"],
+        "ms": measured["stages_ms"]["restore"],
+        "frames/s": measured["restore_fps"][measured["model"]],
+        "end to end": measured["end_to_end_fps"],
+        "recorded": measured["recorded_fps"],
+        "ms 50 %": measured["latency_ms_p50"],
+        "ms 99 %": measured["latency_ms_p99"],
+        "memory MB": measured["memory_MB"]["recorded"],
+        **times,
+    }
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from tem_live.errors import InputError, ModelError
 from tem_live.models import cgrdn, imports, tiles, unet_resnet18
 from tem_live.models.cards import ModelCard, read_card
 from tem_live.models.cgrdn import CGRDN, CgrdnRestorer
-from tem_live.models.macs import count_macs
+from tem_live.models.macs import count_work
 from tem_live.models.unet_resnet18 import UnetResNet18, UnetResNet18Restorer
 from tests.models.bundles import write_checkpoint
 
@@ -34,15 +34,22 @@ def test_size_is_the_published_one(network: type[nn.Module], parameters: float, 
     with torch.device("meta"):
         built, frame = network(), torch.empty(1, 1, 512, 512)
     assert sum(p.numel() for p in built.parameters()) == pytest.approx(parameters, rel=2e-3)
-    assert count_macs(built, frame) / 1e9 == pytest.approx(gmac, rel=1e-3)
+    assert count_work(built, frame).macs / 1e9 == pytest.approx(gmac, rel=1e-3)
     assert built(frame).shape == frame.shape
 
 
 def test_macs_of_known_layers() -> None:
     frame = torch.zeros(1, 3, 10, 12)
-    assert count_macs(nn.Conv2d(3, 5, 3, padding=1), frame) == 3 * 5 * 9 * 120
-    assert count_macs(nn.Conv2d(3, 5, 2, stride=2), frame) == 3 * 5 * 4 * 30
-    assert count_macs(nn.ConvTranspose2d(3, 5, 4, stride=2), frame) == 3 * 5 * 16 * 120
+    assert count_work(nn.Conv2d(3, 5, 3, padding=1), frame).macs == 3 * 5 * 9 * 120
+    assert count_work(nn.Conv2d(3, 5, 2, stride=2), frame).macs == 3 * 5 * 4 * 30
+    assert count_work(nn.ConvTranspose2d(3, 5, 4, stride=2), frame).macs == 3 * 5 * 16 * 120
+
+
+def test_bytes_of_known_layers() -> None:
+    frame = torch.zeros(1, 3, 10, 12)
+    found = count_work(nn.Conv2d(3, 5, 2, stride=2), frame)
+    assert found[1:] == (3 * 120 + 5 * 30, 3 * 5 * 4)
+    assert found.times(3) == (3 * found.macs, 3 * found.planes, found.weights)
 
 
 def test_unet_has_the_names_of_their_state_dict() -> None:

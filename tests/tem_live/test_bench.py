@@ -1,5 +1,6 @@
 """The benches measure what they say; no speed is asserted."""
 
+import json
 import mmap
 import sys
 from itertools import pairwise
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from tem_live import bench, bench_limits
 from tem_live.bench import _core_ms, _driver_ms, _page_faults, _torch_bytes
 from tem_live.bench_scaling import Cost, cost_by_size, draw
 from tem_live.frames import FrameRing, open_backend
@@ -122,6 +124,30 @@ def test_time_of_a_core_is_taken_in_turns(monkeypatch):
     found = _core_ms({"a": Counting("a"), "b": Counting("b")}, 16)
     assert turns == ["a", "b"] * 3
     assert set(found) == {"a", "b"}
+
+
+def test_restorers_are_compared_in_one_run(monkeypatch):
+    monkeypatch.setattr(bench, "TRIAL_S", 0.2)
+    monkeypatch.setattr(bench, "RESTORE_S", 0.05)
+    monkeypatch.setattr(bench, "REPEATS", 2)
+    monkeypatch.setattr(bench, "TURNS", 1)
+    monkeypatch.setattr(bench_limits, "_BYTES", 1 << 16)
+    monkeypatch.setattr(bench, "SLOWEST_MS", 1e-6)
+    seen = []
+    first_ms = bench._first_ms
+    monkeypatch.setattr(bench, "_first_ms", lambda *inputs: seen.append(None) or first_ms(*inputs))
+    found = bench.compared(64, "cpu", ["gaussian", "none"])
+    assert len(seen) == len(bench.PEERS)  # once, not once for each
+    assert [each["model"] for each in found] == ["gaussian", "none"]
+    for each in found:
+        assert set(each["memory_MB"]) == {"began", "restored", "recorded"}
+        assert set(each["peers_skipped"]) == set(bench.PEERS)
+        assert set(each["peer_ratio"].values()) == {None}
+        assert each["roofline_fraction"] is None
+        assert each["copy_fraction"]["upload"] is None
+        assert each["copy_fraction"]["calibrate"] > 0.0
+        assert each["ceiling_copy_GB_s"] > 0.0
+        assert json.dumps(each)
 
 
 def test_the_driver_is_measured_with_electrons():

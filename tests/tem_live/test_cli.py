@@ -166,6 +166,8 @@ def test_budget_ends_a_run_with_status_0(invoke: Invoke):
         (["models", "show", "nope"], 2, ["nope"]),
         (["recover", "nothing-here"], 2, ["nothing-here"]),
         (["bench", "--size", "1"], 2, ["--size"]),
+        (["bench", "-m", "fast", "-m", "best", "--sizes", "64"], 2, ["one --model"]),
+        (["bench", "-m", "none", "-m", "nope"], 2, ["nope"]),
         (["calibrate", "dark", "--frames", "1"], 2, ["2"]),
         (["frobnicate"], 2, ["frobnicate"]),
     ],
@@ -237,4 +239,6 @@ def test_bench_measures_every_stage_and_the_peers(invoke: Invoke, monkeypatch: p
     assert set(result["restore_fps"]) == {"fast", "unet_resnet18", "cgrdn"}
     assert all(ratio > 0 for ratio in result["peer_ratio"].values())
     assert result["ceiling_fraction"] > 0
+    assert result["roofline_fraction"] > 0
+    assert result["memory_MB"]["recorded"] > 0
     assert result["machine"]["cores"] >= 1
