@@ -23,6 +23,7 @@ from arguments import positive
 from tem_live.errors import TemLiveError
 from tem_live.threads import let_threads_sleep, switch_quickly
 
+_FIRST_FRAME_S = 60.0
 _COUNTED = ("frames", "restored", "restore_skipped", "display_skipped")
 
 
@@ -49,6 +50,10 @@ def measure(profile: str, overrides: Sequence[str], after_s: float, seconds: flo
             opened.wait()
             if not sessions:
                 return
+            # On a busy machine the first frame comes long after the instrument is open.
+            deadline = time.monotonic() + _FIRST_FRAME_S
+            while not sessions[0].stats().frames and time.monotonic() < deadline:
+                time.sleep(0.1)
             time.sleep(after_s)
             first, began = sessions[0].stats(), time.monotonic()
             time.sleep(seconds)
