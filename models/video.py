@@ -77,6 +77,8 @@ class VideoRestorer(Restorer):
 
     def __init__(self, card: ModelCard, spatial: Restorer) -> None:
         super().__init__(card, spatial.device)
+        # What does nearly all of the work.
+        self.precision, self.engine = spatial.precision, spatial.engine
         self._spatial = spatial
         self._past: _Past | None = None
         self._motion = _Motion()

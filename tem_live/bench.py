@@ -35,6 +35,7 @@ RESTORE_S = 3.0
 TRIAL_S = 4.0
 SLOWEST_MS = 30e3
 TURNS = 12
+LONGEST_TURNS_S = 120.0
 PEERS = ("unet_resnet18", "cgrdn")
 
 
@@ -205,8 +206,9 @@ def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, dict[
         recorder.close()
     allocations = {"page_faults": _page_faults(restore), "torch_bytes": _torch_bytes(restore)}
     ring.release(slot)
-    fps = _restore_fps(restorer, ring, stages["restore"])
+    # Before the threads that restore share the cores.
     limits = machine_limits(str(restorer.device), restorer.precision)
+    fps = _restore_fps(restorer, ring, stages["restore"])
     gmac = restorer.gmac((size, size))
     about = {
         "precision": restorer.precision,
@@ -293,7 +295,9 @@ def _core_ms_of(model: str, peers: PeerRates, size: int) -> dict[str, float]:
     quick = {
         name: peer
         for name, peer in _peers("cpu").items()
-        if name not in peers.skipped_ms and name != "cgrdn"
+        if name != "cgrdn"
+        and (rate := peers.frames_per_s[name]) is not None
+        and (TURNS + 1) * MOST_WORKERS / rate < LONGEST_TURNS_S
     }
     return _core_ms({**taking_part, **quick}, size)
 

@@ -33,7 +33,7 @@ class Limits(NamedTuple):
 
 
 def machine_limits(device: str, precision: str = "float32") -> Limits:
-    """Measure what a device can do.
+    """Measure what a device can do, with as many threads as torch now uses.
 
     Parameters
     ----------
@@ -106,6 +106,10 @@ def copy_fractions(
         Of the frame.
     limits : Limits
         What they are compared with: of the upload where there is a GPU, else of the copy.
+
+    Notes
+    -----
+    The copy is one of memory; a frame that stays in the processor's cache may exceed it.
     """
     bus = limits.upload_GB_s
     moved: dict[str, tuple[int, float | None]] = {

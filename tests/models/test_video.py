@@ -128,11 +128,12 @@ def test_another_dose_another_shape_and_odd_frames(video, fast):
     assert np.isfinite(video.restore(broken)).all()
 
 
-def test_blanked_and_back(video):
+def test_blanked_and_back(video, fast):
     rng = np.random.default_rng(3)
     scene = discs()
     for beam in (1, 1, 0, 0, 1):
         restored = video.restore(rng.poisson(scene * beam).astype(np.float32))
         assert restored.mean() == pytest.approx(DOSE * beam * scene.mean() / DOSE, abs=0.1)
     assert not video.concurrent
+    assert (video.precision, video.engine) == (fast.precision, fast.engine)
     assert video.gmac((512, 512)) == pytest.approx(2 * load_restorer("fast").gmac((512, 512)))

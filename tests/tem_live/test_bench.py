@@ -143,6 +143,7 @@ def test_restorers_are_compared_in_one_run(monkeypatch):
         assert set(each["memory_MB"]) == {"began", "restored", "recorded"}
         assert set(each["peers_skipped"]) == set(bench.PEERS)
         assert set(each["peer_ratio"].values()) == {None}
+        assert set(each["core_ms"]) == {each["model"]}
         assert each["roofline_fraction"] is None
         assert each["copy_fraction"]["upload"] is None
         assert each["copy_fraction"]["calibrate"] > 0.0
