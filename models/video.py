@@ -212,31 +212,36 @@ def _gradients(image: Tensor) -> tuple[Tensor, Tensor]:
 def _distance(
     before: Tensor, after: Tensor, gradients: tuple[Tensor, Tensor], shift: tuple[float, float]
 ) -> float:
-    """Mean square of what is left where both frames show the specimen, after about this shift.
+    """Share of the variance that is left where both frames show the specimen, after a shift.
 
     The shift is rounded to whole pixels, and what a fraction of a pixel can explain is taken off:
-    on a lattice that is more than what tells one cell from the next.
+    on a lattice that is more than what tells one cell from the next. A share, because the part
+    that both frames show differs from shift to shift, and an even one has little to be left.
     """
     dy, dx = round(shift[0]), round(shift[1])
     height, width = before.shape
     rows, columns = (
         slice(max(-step, 0), side - max(step, 0)) for step, side in ((dy, height), (dx, width))
     )
+    first = before[rows, columns]
     second = after[max(dy, 0) : height - max(-dy, 0), max(dx, 0) : width - max(-dx, 0)]
-    difference = second - before[rows, columns]
+    difference = second - first
     difference -= difference.mean()
+    whole = float(first.var(correction=0) + second.var(correction=0))
     left = float(difference.square().mean())
+    if whole <= 0.0:
+        return 1.0
     gy, gx = (gradient[rows, columns] for gradient in gradients)
     yy, xx, xy = (float((a * b).mean()) for a, b in ((gy, gy), (gx, gx), (gy, gx)))
     by, bx = float((gy * difference).mean()), float((gx * difference).mean())
     determinant = yy * xx - xy * xy
     if determinant <= 1e-6 * (yy + xx) ** 2:
-        return left
+        return left / whole
     step_y, step_x = (xx * by - xy * bx) / determinant, (yy * bx - xy * by) / determinant
     # Farther than this the slope tells nothing.
     if math.hypot(step_y, step_x) > 1.0:
-        return left
-    return left - step_y * by - step_x * bx
+        return left / whole
+    return (left - step_y * by - step_x * bx) / whole
 
 
 def _least_squares(template: Tensor, target: Tensor) -> tuple[float, float, float] | None:

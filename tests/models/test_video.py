@@ -64,6 +64,17 @@ def test_frames_before_are_worth_electrons(video, fast, scene, speed_px, most):
     assert np.mean(series) < most * np.mean(single)
 
 
+def test_a_film_of_little_contrast_is_brought_into_register(video, fast):
+    # Parts of it that hardly overlap differ by little, too: only the share that is left tells.
+    single, series = [], []
+    for step, (truth, frame) in enumerate(moving("thin_film", 0.5, 9, seed=3)):
+        restored = video.restore(frame)
+        if step >= 7:
+            series.append(mse(truth, restored))
+            single.append(mse(truth, fast.restore(frame)))
+    assert np.mean(series) < 0.75 * np.mean(single)
+
+
 @pytest.mark.parametrize("seed", [1, 5, 10])
 def test_a_lattice_is_not_off_by_a_cell(fast, seed):
     # Of pitch 11.3 px: what a rounded shift leaves is more than what tells one cell from the next.
