@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -232,16 +233,34 @@ def _distance(
     if whole <= 0.0:
         return 1.0
     gy, gx = (gradient[rows, columns] for gradient in gradients)
-    yy, xx, xy = (float((a * b).mean()) for a, b in ((gy, gy), (gx, gx), (gy, gx)))
-    by, bx = float((gy * difference).mean()), float((gx * difference).mean())
+    step = _along_slopes(gy, gx, difference)
+    # Farther than a pixel the slope tells nothing.
+    if step is not None and math.hypot(step.dy, step.dx) <= 1.0:
+        left -= step.explained
+    return left / whole
+
+
+class _Step(NamedTuple):
+    """A small shift (dy, dx) in px of an image to where it explains most of a difference."""
+
+    dy: float
+    dx: float
+    explained: float
+    """How much of the difference's mean square."""
+    variance_px2: float
+    """Of either coordinate, where the difference has a variance of 1 of white noise."""
+
+
+def _along_slopes(gy: Tensor, gx: Tensor, difference: Tensor) -> _Step | None:
+    """Least squares: the difference is minus the shift along the slopes; None if nothing tells."""
+    yy, xx, xy = (float((a * b).sum()) for a, b in ((gy, gy), (gx, gx), (gy, gx)))
+    by, bx = float((gy * difference).sum()), float((gx * difference).sum())
     determinant = yy * xx - xy * xy
-    if determinant <= 1e-6 * (yy + xx) ** 2:
-        return left / whole
-    step_y, step_x = (xx * by - xy * bx) / determinant, (yy * bx - xy * by) / determinant
-    # Farther than this the slope tells nothing.
-    if math.hypot(step_y, step_x) > 1.0:
-        return left / whole
-    return (left - step_y * by - step_x * bx) / whole
+    if determinant <= 1e-6 * (yy + xx) ** 2 or yy + xx <= 0.0:
+        return None
+    dy, dx = -(xx * by - xy * bx) / determinant, -(yy * bx - xy * by) / determinant
+    explained = -(dy * by + dx * bx) / difference.numel()
+    return _Step(dy, dx, explained, 0.5 * (yy + xx) / determinant)
 
 
 def _least_squares(template: Tensor, target: Tensor) -> tuple[float, float, float] | None:
@@ -257,14 +276,11 @@ def _least_squares(template: Tensor, target: Tensor) -> tuple[float, float, floa
     # What moved by itself must not pull at the whole frame.
     limit = 3.0 * float(difference.std())
     difference = difference.clamp(-limit, limit)
-    yy, xx, xy = (float((a * b).sum()) for a, b in ((gy, gy), (gx, gx), (gy, gx)))
-    by, bx = float((gy * difference).sum()), float((gx * difference).sum())
-    determinant = yy * xx - xy * xy
-    if determinant <= 1e-6 * (yy + xx) ** 2 or yy + xx <= 0.0:
-        return None
     # target(x) = template(x - d), so that the difference is -d . gradient.
-    variance = float(difference.square().mean()) * 0.5 * (yy + xx) / determinant
-    return -(xx * by - xy * bx) / determinant, -(yy * bx - xy * by) / determinant, variance
+    step = _along_slopes(gy, gx, difference)
+    if step is None:
+        return None
+    return step.dy, step.dx, step.variance_px2 * float(difference.square().mean())
 
 
 # ------------------------------------------------------------------------------------ the past

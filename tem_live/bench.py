@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tem_live.analysis import DriftEstimator
-from tem_live.bench_limits import copy_fractions, machine_limits, resident_MB, roofline_fraction
+from tem_live.bench_limits import (
+    copy_fractions,
+    machine_limits,
+    median_ms,
+    resident_MB,
+    roofline_fraction,
+)
 from tem_live.calibration import Calibrator
 from tem_live.drivers.protocols import Blanker, CameraSettings
 from tem_live.frames import FrameRing, Slot, open_backend
@@ -30,7 +36,6 @@ from tem_live.threads import arithmetic_threads, set_arithmetic_threads
 if TYPE_CHECKING:
     from tem_live.models import Restorer
 
-REPEATS = 20
 RESTORE_S = 3.0
 TRIAL_S = 4.0
 SLOWEST_MS = 30e3
@@ -182,14 +187,14 @@ def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, dict[
 
     stages = {
         "driver": driver_ms,
-        "upload": _median_ms(upload),
-        "calibrate": _median_ms(calibrate),
-        "restore": _median_ms(restore),
-        "analyse": _median_ms(analyse),
-        "download": _median_ms(lambda: backend.download(slot.restored)),
+        "upload": median_ms(upload),
+        "calibrate": median_ms(calibrate),
+        "restore": median_ms(restore),
+        "analyse": median_ms(analyse),
+        "download": median_ms(lambda: backend.download(slot.restored)),
     }
     restored = backend.download(slot.restored)
-    stages["display"] = _median_ms(
+    stages["display"] = median_ms(
         display_work(slot.host, backend.download(slot.electrons), restored)
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -202,7 +207,7 @@ def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, dict[
             recorder.write_raw(number, slot.host, {"frame_id": number})
             recorder.write_restored(number, restored)
 
-        stages["record"] = _median_ms(record)
+        stages["record"] = median_ms(record)
         recorder.close()
     allocations = {"page_faults": _page_faults(restore), "torch_bytes": _torch_bytes(restore)}
     ring.release(slot)
@@ -432,17 +437,6 @@ def _trial(session: Session, rate_fps: float, record: Path | None) -> dict[str, 
         "dropped_raw": stats.dropped_raw,
         "device": session.state.device,
     }
-
-
-def _median_ms(work: Callable[[], object]) -> float:
-    for _ in range(3):
-        work()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(times)
 
 
 def _machine() -> dict[str, Any]:

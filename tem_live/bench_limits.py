@@ -12,10 +12,17 @@ import psutil
 if TYPE_CHECKING:
     from tem_live.models import Restorer
 
-__all__ = ["Limits", "copy_fractions", "machine_limits", "resident_MB", "roofline_fraction"]
+__all__ = [
+    "Limits",
+    "copy_fractions",
+    "machine_limits",
+    "median_ms",
+    "resident_MB",
+    "roofline_fraction",
+]
 
+REPEATS = 20
 _BYTES = 1 << 28
-_REPEATS = 10
 _ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 # Read and written per pixel: 16 bit counts, from which float32 electrons are made.
 _COUNTS, _ELECTRONS = 2, 4
@@ -49,15 +56,12 @@ def machine_limits(device: str, precision: str = "float32") -> Limits:
     dtype = torch.float16 if gpu and precision == "float16" else torch.float32
 
     def seconds(work: Callable[[], object]) -> float:
-        times = []
-        for turn in range(_REPEATS + 2):
-            began = time.perf_counter()
+        def done() -> None:
             work()
             if gpu:
                 torch.cuda.synchronize(place)
-            if turn > 1:
-                times.append(time.perf_counter() - began)
-        return statistics.median(times)
+
+        return 1e-3 * median_ms(done)
 
     side = 8192 if gpu else 2048
     a, b = (torch.randn(side, side, device=place, dtype=dtype) for _ in range(2))
@@ -122,6 +126,18 @@ def copy_fractions(
         stage: None if rate is None else item * pixels / (stages_ms[stage] * 1e6) / rate
         for stage, (item, rate) in moved.items()
     }
+
+
+def median_ms(work: Callable[[], object]) -> float:
+    """Median time of `REPEATS` calls in ms, after three that make what is needed."""
+    for _ in range(3):
+        work()
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(times)
 
 
 def resident_MB() -> float:

@@ -129,7 +129,7 @@ def test_time_of_a_core_is_taken_in_turns(monkeypatch):
 def test_restorers_are_compared_in_one_run(monkeypatch):
     monkeypatch.setattr(bench, "TRIAL_S", 0.2)
     monkeypatch.setattr(bench, "RESTORE_S", 0.05)
-    monkeypatch.setattr(bench, "REPEATS", 2)
+    monkeypatch.setattr(bench_limits, "REPEATS", 2)
     monkeypatch.setattr(bench, "TURNS", 1)
     monkeypatch.setattr(bench_limits, "_BYTES", 1 << 16)
     monkeypatch.setattr(bench, "SLOWEST_MS", 1e-6)
