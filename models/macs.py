@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Work", "count_work"]
+from tem_live.models.network import BLOCK, CONDITIONS, DoseUNet
+
+__all__ = ["Work", "count_work", "unet_work"]
 
 
 class Work(NamedTuple):
@@ -70,3 +72,16 @@ def count_work(network: nn.Module, *inputs: Tensor) -> Work:
         for hook in hooks:
             hook.remove()
     return Work(macs, planes, weights)
+
+
+def unet_work(network: DoseUNet, shape: tuple[int, int]) -> Work:
+    """What such a network has to do for one frame of (height, width) px; nothing is computed."""
+    step = network.multiple
+    height, width = (-(-side // step) * step // BLOCK for side in shape)
+    with torch.device("meta"):
+        twin = DoseUNet(network.widths, network.blocks, network.waves, network.middles)
+        # Two frames: for a single one the layers are passed by, see `network._Block`.
+        blocks = torch.empty(2, BLOCK * BLOCK, height, width)
+        waves = [blocks] if network.waves else []
+        both = count_work(twin, blocks, torch.empty(2, CONDITIONS), *waves)
+    return Work(both.macs // 2, both.planes // 2, both.weights)

@@ -16,8 +16,8 @@ from torch.nn import functional
 from tem_live.errors import ModelError
 from tem_live.models.areas import area_part, area_sums
 from tem_live.models.cards import ModelCard
-from tem_live.models.macs import Work, count_work
-from tem_live.models.network import BLOCK, CONDITIONS, DoseUNet, conditions
+from tem_live.models.macs import Work, unet_work
+from tem_live.models.network import BLOCK, DoseUNet, conditions
 from tem_live.models.planes import blocks_of, image_of, in_units_of, measured_blocks
 from tem_live.models.restorer import Precision, Restorer, padded
 from tem_live.models.spectrum import bragg_part, lattice_part
@@ -139,16 +139,7 @@ class NetworkRestorer(Restorer):
 
     def work(self, shape: tuple[int, int]) -> Work | None:
         """See `Restorer.work`."""
-        step = self._network.multiple
-        height, width = (-(-side // step) * step // BLOCK for side in shape)
-        with torch.device("meta"):
-            net = self._network
-            twin = DoseUNet(net.widths, net.blocks, net.waves, net.middles)
-            # Two frames: for a single one the layers are passed by, see `network._Block`.
-            blocks = torch.empty(2, BLOCK * BLOCK, height, width)
-            waves = [blocks] if net.waves else []
-            both = count_work(twin, blocks, torch.empty(2, CONDITIONS), *waves)
-        return Work(both.macs // 2, both.planes // 2, both.weights)
+        return unet_work(self._network, shape)
 
     def _restore_finite(self, frame: Tensor, mean: float, out: Tensor) -> None:
 

@@ -27,34 +27,13 @@ __all__ = ["count_gmac", "main", "publish", "receptive_field_px", "scores_from"]
 
 
 def count_gmac(network: DoseUNet, size: int = 512) -> float:
-    """Count the multiplications of the convolutions on a size x size frame, in 10^9."""
-    import torch
-    from torch import nn
+    """Count the multiplications for a size x size frame, in 10^9."""
+    from tem_live.models.macs import unet_work
+    from tem_live.models.network import BLOCK
 
-    from tem_live.models.network import BLOCK, CONDITIONS
-
-    total = 0
-
-    def count(module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
-        taps = module.kernel_size[0] * module.kernel_size[1]
-        pixels = output.shape[-2] * output.shape[-1]
-        if isinstance(module, nn.ConvTranspose2d):
-            pixels //= module.stride[0] * module.stride[1]
-        total += taps * module.in_channels * module.out_channels * pixels
-
-    probe = copy.deepcopy(network).requires_grad_(False)
-    layers = [m for m in probe.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    hooks = [m.register_forward_hook(count) for m in layers]
-    # With gradients on, blocks call their layers as modules, so that every hook fires.
-    blocks = torch.zeros(1, BLOCK**2, size // BLOCK, size // BLOCK)
-    with torch.enable_grad():
-        probe(blocks, torch.zeros(1, CONDITIONS), *([blocks] if network.waves else []))
-    for hook in hooks:
-        hook.remove()
     # The noise spectrum is 15 x 16 products for each block, the linear path 16 x 16.
-    return (total + (15 + 16) * 16 * (size // BLOCK) ** 2) / 1e9
+    beside = (15 + 16) * 16 * (size // BLOCK) ** 2
+    return (unet_work(network, (size, size)).macs + beside) / 1e9
 
 
 def receptive_field_px(network: DoseUNet) -> int:
