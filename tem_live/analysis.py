@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft
 
+from tem_live.binning import binned
+
 _SIDE = 128
 # Height of the peak over the spread of the correlation. Raw frames of noise alone reach 7, 5 e-/px
 # frames of the simulated specimens have 9.6 and more. What a restorer makes of noise alone reaches
@@ -86,7 +88,7 @@ class DriftEstimator:
             # The finest frequencies hold noise and the aliases of binning.
             self._low_pass = np.exp(-((frequency / 0.15) ** 2)).astype(np.float32)
         planes = (image,) if restored is None else (image, restored)
-        spectra = [self._spectrum(download(_binned(plane, factor))) for plane in planes]
+        spectra = [self._spectrum(download(binned(plane, factor))) for plane in planes]
         before = self._before
         if before is None or len(before) != len(spectra):
             self._before, self._total_before = spectra, self._total
@@ -129,22 +131,6 @@ class DriftEstimator:
         cross *= self._low_pass / np.maximum(np.abs(cross), 1e-12)
         correlation: npt.NDArray[np.float32] = fft.irfft2(cross, s=shape)
         return correlation
-
-
-def _binned(image: Any, factor: int) -> Any:
-    """Means over ``factor`` x ``factor`` pixels; what is left over at the edges is let go."""
-    rows, columns = (side // factor for side in image.shape)
-    cut = image[: rows * factor].reshape(rows, factor, -1)
-    # Whole lines first: they add up several times as fast as single neighbours.
-    lines = cut[:, 0].copy()
-    for row in range(1, factor):
-        lines += cut[:, row]
-    small = lines[:, : columns * factor].reshape(rows, columns, factor)
-    total = small[..., 0].copy()
-    for column in range(1, factor):
-        total += small[..., column]
-    total *= 1.0 / factor**2
-    return total
 
 
 def _subpixel(correlation: npt.NDArray[Any], row: int, column: int, axis: int) -> float:

@@ -6,11 +6,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from tem_live.paths import check_target
+
+if TYPE_CHECKING:
+    from tem_live.frames import Backend, Slot
 
 TURNS = 3
 """All sizes are measured one after the other, so many times: other programs come and go."""
@@ -136,24 +139,24 @@ def _works(size: int, restorer: Any) -> dict[str, Work]:
     # The display is to show what is restored.
     calibrate()
     restore()
+    slot.is_restored = True
     return {
         "calibrate": calibrate,
         "restore": restore,
         "analyse": analyse,
-        "display": display_work(
-            slot.host, backend.download(slot.electrons), backend.download(slot.restored)
-        ),
+        "display": display_work(slot, backend),
     }
 
 
-def display_work(raw: Any, electrons: Any, restored: Any) -> Work:
-    """What the window's worker does with a frame: levels, histograms and bytes of both panes.
+def display_work(slot: Slot, backend: Backend) -> Work:
+    """What the window's worker does with a frame: its copy, levels, histograms and bytes.
 
     Frames that are wider than a pane of 600 px are shrunk as the window shrinks them; power
     spectra and line profile are off.
     """
+    from tem_live.device_frame import DeviceFrame
     from tem_live.gui.models.render import PaneLevels, RenderRequest, render
-    from tem_live.state import Frame, FrameInfo
+    from tem_live.state import FrameInfo
 
     info = FrameInfo(
         frame_id=0,
@@ -164,10 +167,9 @@ def display_work(raw: Any, electrons: Any, restored: Any) -> Work:
         pixel_size_nm=0.1,
         counts_per_electron=40.0,
     )
-    frame = Frame(raw=raw, electrons=electrons, restored=restored, meta=info)
     levels = PaneLevels(auto=True, low=0.0, high=10.0, low_percent=0.5, high_percent=99.5)
-    request = RenderRequest(0, levels, levels, shrink=max(1, raw.shape[0] // 600))
-    return lambda: render(frame, request)
+    request = RenderRequest(0, levels, levels, shrink=max(1, slot.host.shape[0] // 600))
+    return lambda: render(DeviceFrame.copy_of(slot, backend, info), request)
 
 
 def _mean_ms(work: Work, repeats: int) -> tuple[float, float]:

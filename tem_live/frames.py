@@ -53,11 +53,22 @@ class Backend(Protocol):
     def compute(self) -> Iterator[None]:
         """Order what is done inside after the uploads that were begun before."""
 
+    @contextmanager
+    def display(self) -> Iterator[None]:
+        """Do what is done inside beside the work of `compute`, on planes that are finished."""
+
     def finish(self) -> None:
-        """Wait until the work that was given inside `compute` is done."""
+        """Wait until the work that this thread gave inside `compute` or `display` is done."""
 
     def download(self, plane: Any) -> npt.NDArray[Any]:
-        """Copy of a plane on the host, owned by the caller."""
+        """Copy of a plane on the host, owned by the caller.
+
+        Ordered behind the work given inside `display` where it is called there, else behind that
+        given inside `compute`.
+        """
+
+    def on_host(self, plane: Any) -> npt.NDArray[Any]:
+        """The plane itself where it lives on the host, else `download`."""
 
 
 def _mapped(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -107,12 +118,22 @@ class NumpyBackend:
         """Nothing to order."""
         yield
 
+    @contextmanager
+    def display(self) -> Iterator[None]:
+        """Nothing to order."""
+        yield
+
     def finish(self) -> None:
         """Nothing to wait for."""
 
     def download(self, plane: Any) -> npt.NDArray[Any]:
         """Plain copy."""
         return np.array(plane, copy=True)
+
+    def on_host(self, plane: Any) -> npt.NDArray[Any]:
+        """The plane."""
+        host: npt.NDArray[Any] = plane
+        return host
 
 
 class CupyBackend:
@@ -140,6 +161,8 @@ class CupyBackend:
         self._copy_stream = cupy.cuda.Stream(non_blocking=True)
         self._torch_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._compute_stream = cupy.cuda.ExternalStream(self._torch_stream.cuda_stream)
+        # What is shown waits for no network, and no network for it.
+        self._display_stream = cupy.cuda.Stream(non_blocking=True)
         self._uploaded = cupy.cuda.Event(disable_timing=True)
         self._mine = threading.local()
 
@@ -175,12 +198,23 @@ class CupyBackend:
             finally:
                 self._done().record(self._compute_stream)
 
+    @contextmanager
+    def display(self) -> Iterator[None]:
+        """Make the display's stream current for CuPy."""
+        with self._display_stream:
+            self._mine.stream = self._display_stream
+            try:
+                yield
+            finally:
+                self._mine.stream = self._compute_stream
+                self._done().record(self._display_stream)
+
     def finish(self) -> None:
         """Wait for this thread's own work, not for what others have queued behind it."""
         self._done().synchronize()
 
     def _done(self) -> Any:
-        """Event behind what this thread did last inside `compute`."""
+        """Event behind what this thread did last inside `compute` or `display`."""
         import cupy
 
         try:
@@ -193,8 +227,13 @@ class CupyBackend:
         """Copy behind the work that fills the plane."""
         import cupy
 
-        host: npt.NDArray[Any] = cupy.asnumpy(plane, stream=self._compute_stream)
+        stream = getattr(self._mine, "stream", self._compute_stream)
+        host: npt.NDArray[Any] = cupy.asnumpy(plane, stream=stream)
         return host
+
+    def on_host(self, plane: Any) -> npt.NDArray[Any]:
+        """As `download`."""
+        return self.download(plane)
 
 
 def open_backend(device: str) -> Backend:

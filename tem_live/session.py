@@ -35,6 +35,7 @@ from tem_live.beam import Beam
 from tem_live.calibration import Kind, default_path
 from tem_live.camera_setup import CameraSetup
 from tem_live.detector_guard import DetectorGuard
+from tem_live.device_frame import DeviceFrame, DevicePlane
 from tem_live.dose import per_A2, per_pixel
 from tem_live.dose_calibration import DoseCalibration, saved_calibration
 from tem_live.drivers.protocols import (
@@ -372,9 +373,17 @@ class Session:
         """Newest frame that was not taken yet, restored if a model runs; never waits."""
         return self._processor.newest()
 
+    def newest_on_device(self) -> DeviceFrame | None:
+        """As `newest`, for a display: the planes stay on their device."""
+        return self._processor.newest_on_device()
+
     def rolling_mean(self) -> npt.NDArray[np.float32] | None:
         """Rolling mean of the unrestored electrons, (H, W) float32 in e-/px, or None."""
         return self._processor.rolling_mean()
+
+    def rolling_mean_on_device(self) -> DevicePlane | None:
+        """As `rolling_mean`, for a display."""
+        return self._processor.rolling_mean_on_device()
 
     def truth(self, meta: FrameInfo) -> npt.NDArray[np.float32] | None:
         """What a simulated camera knows: noiseless electrons of a frame, (H, W); else None."""

@@ -19,19 +19,21 @@ from tem_live.gui.models.render import (
     RenderedPair,
     RenderedPlane,
     RenderRequest,
+    drawn_extent,
     render,
 )
 from tem_live.gui.models.scale_bar import scale_bar
-from tem_live.gui.models.view_state import COLOURS, Line, ViewState
+from tem_live.gui.models.view_state import COLOURS, Line, Range, ViewState
 from tem_live.gui.views.bars import PaneHeader
 from tem_live.gui.views.deck import Deck
-from tem_live.gui.views.image_pane import ImagePane, Range
+from tem_live.gui.views.image_pane import ImagePane
 from tem_live.gui.views.panels import DisplayPanel
 from tem_live.gui.workers import Runner
 
 if TYPE_CHECKING:
+    from tem_live.device_frame import DeviceFrame
     from tem_live.session import Session
-    from tem_live.state import Frame, RunStats, SessionState
+    from tem_live.state import RunStats, SessionState
 
 SPECTRUM_PERIOD_S = 0.1
 BAR_WIDTH_PX = 128.0
@@ -91,7 +93,7 @@ class DisplayController(QObject):
         self._colour_table = colour_table
         self.raw_levels = LevelsModel()
         self.restored_levels = LevelsModel()
-        self._frame: Frame | None = None
+        self._frame: DeviceFrame | None = None
         self._pair: RenderedPair | None = None
         self._generation = 0
         self._dirty = False
@@ -128,12 +130,12 @@ class DisplayController(QObject):
     def tick(self) -> None:
         """Have the newest frame prepared, if there is one and the last one is on the screen.
 
-        Taking it copies it (from the GPU, where it lives there), so that is the worker's too.
+        Taking it copies it where it lives, so that is the worker's too.
         """
         session = self._hub.session
         if session is None or self._runner.busy("render"):
             return
-        again = self._frame if self._dirty else None
+        again = self._frame if self._dirty or self._looks_elsewhere() else None
         self._dirty = False
         now = time.monotonic()
         view = self._view
@@ -146,18 +148,20 @@ class DisplayController(QObject):
             profile=view.profile,
             line=view.line,
             shrink=self._shrink(),
+            visible=self._visible(),
+            visible_of=None if self._pair is None else self._pair.raw.plane.shape,
         )
         self._rendered_shrink = request.shrink
         wants_mean = view.rolling_mean
 
-        def work() -> tuple[Frame, RenderedPair] | None:
-            frame = session.newest() or again
+        def work() -> tuple[DeviceFrame, RenderedPair] | None:
+            frame = session.newest_on_device() or again
             if frame is None:
                 return None
-            mean = session.rolling_mean() if wants_mean else None
+            mean = session.rolling_mean_on_device() if wants_mean else None
             return frame, render(frame, request, mean)
 
-        def show(answer: tuple[Frame, RenderedPair] | None) -> None:
+        def show(answer: tuple[DeviceFrame, RenderedPair] | None) -> None:
             if answer is None or answer[1].generation != self._generation:
                 return
             self._frame, pair = answer
@@ -187,11 +191,11 @@ class DisplayController(QObject):
         if pair.line is not None and (self._view.line is None or _moved(before, pair)):
             self._view.line = pair.line
         self._follow_levels(pair)
-        self._raw.show_image(pair.raw.image, _shape(pair.raw))
+        _show(self._raw, pair.raw)
         self._show_right()
         self._show_histograms(pair)
         meta = pair.meta
-        height, width = pair.raw.values.shape
+        height, width = pair.raw.plane.shape
         size = f"{width} × {height} px · {q.pixel_size(meta.pixel_size_nm)}"
         self._header.show_left("Rolling mean" if pair.is_mean else "Raw", size)
         self._header.show_frame(f"Frame {q.count(meta.frame_id)}")
@@ -208,10 +212,28 @@ class DisplayController(QObject):
         # Powers of two, so that a little zooming does not change it every time.
         return int(2 ** math.floor(math.log2(1 / zoom)))
 
+    def _visible(self) -> Range:
+        """What either pane shows of the frame; the larger pane of the two shows more."""
+        one, other = self._raw.visible_range(), self._restored.visible_range()
+        return (
+            min(one[0], other[0]),
+            max(one[1], other[1]),
+            min(one[2], other[2]),
+            max(one[3], other[3]),
+        )
+
+    def _looks_elsewhere(self) -> bool:
+        """Whether the panes show what was not drawn, or not so finely."""
+        if self._pair is None:
+            return False
+        if self._shrink() != self._rendered_shrink:
+            return True
+        drawn = self._pair.raw
+        needed = drawn_extent(drawn.plane.shape, self._shrink(), self._visible(), margin=0.0)
+        return not drawn.extent.holds(needed)
+
     def _on_zoom(self, _zoom: float) -> None:
         self._show_bars()
-        if self._shrink() != self._rendered_shrink:
-            self._dirty = True
 
     def _tell(self, session: Session, error: Exception) -> None:
         # A session that was closed meanwhile may fail as it likes.
@@ -232,10 +254,10 @@ class DisplayController(QObject):
             return
         held = self._view.hold_raw
         if held:
-            self._restored.show_image(pair.raw.image, _shape(pair.raw))
+            _show(self._restored, pair.raw)
             self._header.show_right("Raw", "held")
         elif pair.restored is not None:
-            self._restored.show_image(pair.restored.image, _shape(pair.restored))
+            _show(self._restored, pair.restored)
             self._header.show_right("Restored", pair.meta.model)
         else:
             self._restored.show_nothing(
@@ -360,9 +382,9 @@ class DisplayController(QObject):
             text = ""
             if plane is not None and self._pointer is not None:
                 x, y = math.floor(self._pointer[0]), math.floor(self._pointer[1])
-                height, width = plane.values.shape
+                height, width = plane.plane.shape
                 if 0 <= x < width and 0 <= y < height:
-                    value = q.quantity(float(plane.values[y, x]), q.DOSE_PX)
+                    value = q.quantity(plane.plane.at(y, x), q.DOSE_PX)
                     text = f"x {x}  y {y}   {value}"
             pane.show_readout(text)
 
@@ -450,12 +472,12 @@ class DisplayController(QObject):
         self._header.show_frame("no frame")
 
 
-def _shape(plane: RenderedPlane) -> tuple[int, int]:
-    return plane.values.shape[0], plane.values.shape[1]
+def _show(pane: ImagePane, rendered: RenderedPlane) -> None:
+    pane.show_image(rendered.image, rendered.extent, rendered.plane.shape)
 
 
 def _moved(before: RenderedPair | None, pair: RenderedPair) -> bool:
-    return before is not None and _shape(before.raw) != _shape(pair.raw)
+    return before is not None and before.raw.plane.shape != pair.raw.plane.shape
 
 
 def _pane_levels(levels: LevelsModel) -> PaneLevels:

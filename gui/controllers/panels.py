@@ -11,8 +11,8 @@ from tem_live.gui.controllers.hub import SessionHub
 from tem_live.gui.models import quantities as q
 from tem_live.gui.models.roi import roi_from_view
 from tem_live.gui.models.settings import GuiSettings, recording_name, recordings_folder, shown_path
+from tem_live.gui.models.view_state import Range
 from tem_live.gui.views.bars import TopBar
-from tem_live.gui.views.image_pane import Range
 from tem_live.gui.views.panels import BeamPanel, CameraPanel, RecordPanel, RestorerPanel
 
 if TYPE_CHECKING:

@@ -78,13 +78,21 @@ def ordered(low: float, high: float) -> tuple[float, float]:
     return low, high
 
 
+def sample_step(pixels: int) -> int:
+    """Every how many-th row and column of a plane leaves some 65 000 values of it at most.
+
+    They are enough for percentiles, and cheap at 4k.
+    """
+    return max(1, int(np.ceil(np.sqrt(pixels / _SAMPLE))))
+
+
 def sample(plane: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """At most some 65 000 finite values, sorted: enough for percentiles, cheap at 4k.
+    """The finite ones of some values of a plane, sorted; see `sample_step`.
 
     Sorted once, they give percentiles and histograms by looking up.
     """
-    stride = max(1, int(np.ceil(np.sqrt(plane.size / _SAMPLE))))
-    values = np.asarray(plane[::stride, ::stride], dtype=np.float32).ravel()
+    step = sample_step(plane.size)
+    values = np.asarray(plane[::step, ::step], dtype=np.float32).ravel()
     return np.sort(values[np.isfinite(values)])
 
 

@@ -2,10 +2,15 @@
 
 All of it is computed in one call, for the raw and the restored plane of one frame, and handed over
 as one object. So the two panes cannot show different frames. It runs on a worker thread.
+
+The planes stay where they live. Of a large frame only what is on the screen, at the screen's
+resolution, some values for the levels, the middle for the spectrum and the surroundings of the
+profile's line come to the host.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
+from tem_live.device_frame import DeviceFrame, DevicePlane
 from tem_live.gui.models.levels import (
     Histogram,
     follow,
@@ -20,15 +26,19 @@ from tem_live.gui.models.levels import (
     ordered,
     robust_levels,
     sample,
+    sample_step,
 )
-from tem_live.gui.models.view_state import Line, clip_line, default_line
-from tem_live.state import Frame, FrameInfo
+from tem_live.gui.models.view_state import Line, Range, clip_line, default_line
+from tem_live.state import FrameInfo
 
 Plane = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 SPECTRUM_SIZE = 512
 PROFILE_WIDTH_PX = 5
+MARGIN = 0.25
+"""What is drawn beyond the visible part on each side, as a share of it: moved a little, the picture
+has no empty edge until the next one comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +74,10 @@ class RenderRequest:
         Side of the square of pixels that one pixel of the shown image is the mean of. What is
         smaller than a pixel of the screen need not be sent there; a mean, unlike leaving pixels
         out, makes no false fringes of a lattice.
+    visible : Range or None
+        The part of the frame that is on the screen, in its pixels; None for all of it.
+    visible_of : (height, width) or None
+        Shape of the frames that `visible` was chosen on; one of another shape is drawn as a whole.
     """
 
     generation: int
@@ -74,6 +88,27 @@ class RenderRequest:
     profile: bool = False
     line: Line | None = None
     shrink: int = 1
+    visible: Range | None = None
+    visible_of: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A rectangle of whole pixels of a frame."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def holds(self, other: Extent) -> bool:
+        """Whether all of another lies within."""
+        return (
+            self.left <= other.left
+            and self.top <= other.top
+            and self.left + self.width >= other.left + other.width
+            and self.top + self.height >= other.top + other.height
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +117,12 @@ class RenderedPlane:
 
     Attributes
     ----------
-    values : ndarray (H, W) float32
+    plane : DevicePlane
         The plane in e⁻/px.
-    image : ndarray (H, W) uint8
-        The plane between the levels, shrunk as requested.
+    image : ndarray (h, w) uint8
+        What is drawn of it between the levels, shrunk as requested.
+    extent : Extent
+        What part of the plane `image` shows.
     levels : (low, high)
         Levels that ``image`` was made with, in e⁻/px.
     histogram : Histogram
@@ -96,8 +133,9 @@ class RenderedPlane:
         Values along the line in e⁻/px.
     """
 
-    values: Plane
+    plane: DevicePlane
     image: Bytes
+    extent: Extent
     levels: tuple[float, float]
     histogram: Histogram
     spectrum: Bytes | None
@@ -138,34 +176,33 @@ class RenderedPair:
     line: Line | None
 
 
-def render(frame: Frame, request: RenderRequest, mean: Plane | None = None) -> RenderedPair:
+def render(
+    frame: DeviceFrame, request: RenderRequest, mean: DevicePlane | None = None
+) -> RenderedPair:
     """Prepare a frame for the screen.
 
     Parameters
     ----------
-    frame : Frame
+    frame : DeviceFrame
         The frame; both panes come from it.
     request : RenderRequest
         What is wanted.
-    mean : ndarray (H, W) float32 or None
+    mean : DevicePlane or None
         Mean of the last frames for the left pane; its shape is the frame's, else it is not used.
     """
-    is_mean = mean is not None and mean.shape == frame.electrons.shape
+    shape = frame.electrons.shape
+    is_mean = mean is not None and mean.shape == shape
     left = mean if is_mean and mean is not None else frame.electrons
-    right = frame.restored
-    left_small = shrunk(left, request.shrink)
-    right_small = None if right is None else shrunk(right, request.shrink)
-    left_sample = sample(left_small)
-    right_sample = None if right_small is None else sample(right_small)
-    left_levels = _levels(left_sample, request.raw)
-    right_levels = None if right_sample is None else _levels(right_sample, request.restored)
+    left_drawn = _drawn(left, request)
+    right_drawn = None if frame.restored is None else _drawn(frame.restored, request)
+    left_levels = _levels(left_drawn.sample, request.raw)
+    right_levels = None if right_drawn is None else _levels(right_drawn.sample, request.restored)
     if request.shared:
         left_levels = right_levels = right_levels or left_levels
     pixel = frame.meta.pixel_size_nm
     distance = None
     line = None
     if request.profile:
-        shape = (left.shape[0], left.shape[1])
         line = clip_line(request.line or default_line(shape), shape)
         count = _samples(line)
         span = float(np.hypot(line[1][0] - line[0][0], line[1][1] - line[0][1]))
@@ -173,11 +210,11 @@ def render(frame: Frame, request: RenderRequest, mean: Plane | None = None) -> R
     return RenderedPair(
         generation=request.generation,
         meta=frame.meta,
-        raw=_plane(left, left_small, left_sample, left_levels, request.spectrum, line),
+        raw=_rendered(left_drawn, left_levels, request.spectrum, line),
         restored=(
             None
-            if right is None or right_small is None or right_sample is None or right_levels is None
-            else _plane(right, right_small, right_sample, right_levels, request.spectrum, line)
+            if right_drawn is None or right_levels is None
+            else _rendered(right_drawn, right_levels, request.spectrum, line)
         ),
         is_mean=is_mean,
         nyquist_per_nm=None if pixel is None else 0.5 / pixel,
@@ -186,19 +223,23 @@ def render(frame: Frame, request: RenderRequest, mean: Plane | None = None) -> R
     )
 
 
-def shrunk(plane: Plane, factor: int) -> Plane:
-    """Mean over squares of ``factor`` pixels; an edge that makes no whole square is left out."""
-    height, width = (size // factor for size in plane.shape)
-    if factor <= 1 or not height or not width:
-        return plane
-    rows = plane[0 : height * factor : factor, : width * factor].astype(np.float32)
-    for i in range(1, factor):
-        rows += plane[i : height * factor : factor, : width * factor]
-    small = rows[:, 0::factor].copy()
-    for i in range(1, factor):
-        small += rows[:, i::factor]
-    small /= np.float32(factor**2)
-    return small
+def drawn_extent(
+    shape: tuple[int, int], factor: int, visible: Range | None, margin: float = MARGIN
+) -> Extent:
+    """What is drawn of a frame: the visible part and a margin, in whole squares of ``factor`` px.
+
+    An edge of the frame that makes no whole square is left out.
+    """
+    rows, columns = (size // factor for size in shape)
+    top, left, bottom, right = 0, 0, rows, columns
+    if visible is not None:
+        x0, x1, y0, y1 = visible
+        more_x, more_y = margin * (x1 - x0), margin * (y1 - y0)
+        left = min(max(0, math.floor((x0 - more_x) / factor)), columns - 1)
+        top = min(max(0, math.floor((y0 - more_y) / factor)), rows - 1)
+        right = min(columns, max(left + 1, math.ceil((x1 + more_x) / factor)))
+        bottom = min(rows, max(top + 1, math.ceil((y1 + more_y) / factor)))
+    return Extent(top * factor, left * factor, (bottom - top) * factor, (right - left) * factor)
 
 
 def to_bytes(plane: npt.NDArray[Any], low: float, high: float) -> Bytes:
@@ -212,7 +253,7 @@ def to_bytes(plane: npt.NDArray[Any], low: float, high: float) -> Bytes:
     return grey
 
 
-def power_spectrum(plane: npt.NDArray[Any], size: int = SPECTRUM_SIZE) -> Bytes:
+def power_spectrum(plane: DevicePlane, size: int = SPECTRUM_SIZE) -> Bytes:
     """Log power spectrum of the middle of a plane as grey values, zero frequency in the middle.
 
     The middle ``size`` × ``size`` pixels are taken at full resolution, so that the edge of the
@@ -221,7 +262,8 @@ def power_spectrum(plane: npt.NDArray[Any], size: int = SPECTRUM_SIZE) -> Bytes:
     height, width = plane.shape
     side = min(size, height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    crop = np.nan_to_num(plane[top : top + side, left : left + side]).astype(np.float32)
+    middle = plane.part(slice(top, top + side), slice(left, left + side))
+    crop = np.nan_to_num(middle).astype(np.float32)
     window = np.hanning(side + 2)[1:-1].astype(np.float32)
     crop = (crop - crop.mean()) * window[:, None] * window[None, :]
     power = np.abs(fft.fft2(crop)) ** 2
@@ -230,9 +272,9 @@ def power_spectrum(plane: npt.NDArray[Any], size: int = SPECTRUM_SIZE) -> Bytes:
     return to_bytes(power, float(low), float(high))
 
 
-def line_profile(plane: npt.NDArray[Any], line: Line) -> Plane:
+def line_profile(plane: DevicePlane, line: Line) -> Plane:
     """Values along a line in e⁻/px, the mean over a few pixels across it."""
-    (x0, y0), (x1, y1) = line = clip_line(line, (plane.shape[0], plane.shape[1]))
+    (x0, y0), (x1, y1) = line = clip_line(line, plane.shape)
     count = _samples(line)
     span = float(np.hypot(x1 - x0, y1 - y0)) or 1.0
     normal_x, normal_y = -(y1 - y0) / span, (x1 - x0) / span
@@ -243,10 +285,8 @@ def line_profile(plane: npt.NDArray[Any], line: Line) -> Plane:
     y = y0 + (y1 - y0) * along[None, :] + normal_y * across[:, None] - 0.5
     # Only the line's surroundings: the interpolation would otherwise convert all of a 4k plane.
     top, left = max(0, int(y.min()) - 2), max(0, int(x.min()) - 2)
-    part = plane[top : int(y.max()) + 3, left : int(x.max()) + 3]
-    values = ndimage.map_coordinates(
-        np.asarray(part, np.float32), (y - top, x - left), order=1, mode="nearest"
-    )
+    part = plane.part(slice(top, int(y.max()) + 3), slice(left, int(x.max()) + 3))
+    values = ndimage.map_coordinates(part, (y - top, x - left), order=1, mode="nearest")
     mean: Plane = values.mean(axis=0).astype(np.float32)
     return mean
 
@@ -262,19 +302,40 @@ def _levels(values: Plane, levels: PaneLevels) -> tuple[float, float]:
     return levels.low, levels.high
 
 
-def _plane(
-    plane: Plane,
-    small: Plane,
-    values: Plane,
-    levels: tuple[float, float],
-    spectrum: bool,
-    line: Line | None,
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """What of a plane has come to the host."""
+
+    plane: DevicePlane
+    small: Plane
+    extent: Extent
+    sample: Plane
+
+
+def _drawn(plane: DevicePlane, request: RenderRequest) -> _Drawn:
+    factor = max(1, min(request.shrink, *plane.shape))
+    visible = request.visible if request.visible_of == plane.shape else None
+    whole = drawn_extent(plane.shape, factor, None)
+    extent = drawn_extent(plane.shape, factor, visible)
+    rows = slice(extent.top, extent.top + extent.height)
+    columns = slice(extent.left, extent.left + extent.width)
+    small = plane.part(rows, columns, factor)
+    some = small
+    if extent != whole:
+        # The levels are those of the whole frame, wherever one looks.
+        some = plane.part(factor=factor, step=sample_step(whole.height * whole.width // factor**2))
+    return _Drawn(plane, small, extent, sample(some))
+
+
+def _rendered(
+    drawn: _Drawn, levels: tuple[float, float], spectrum: bool, line: Line | None
 ) -> RenderedPlane:
     return RenderedPlane(
-        values=plane,
-        image=to_bytes(small, *levels),
+        plane=drawn.plane,
+        image=to_bytes(drawn.small, *levels),
+        extent=drawn.extent,
         levels=levels,
-        histogram=histogram(values),
-        spectrum=power_spectrum(plane) if spectrum else None,
-        profile=None if line is None else line_profile(plane, line),
+        histogram=histogram(drawn.sample),
+        spectrum=power_spectrum(drawn.plane) if spectrum else None,
+        profile=None if line is None else line_profile(drawn.plane, line),
     )

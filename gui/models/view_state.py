@@ -8,6 +8,8 @@ from psygnal import EventedModel
 
 Point = tuple[float, float]
 Line = tuple[Point, Point]
+Range = tuple[float, float, float, float]
+"""Visible part of an image: x0, x1, y0, y1 in image pixels."""
 Colours = Literal["grey", "viridis", "inferno", "cividis"]
 COLOURS: tuple[Colours, ...] = ("grey", "viridis", "inferno", "cividis")
 

@@ -13,14 +13,12 @@ from PySide6.QtWidgets import QFrame, QVBoxLayout, QWidget
 from typing_extensions import override
 
 from tem_live.gui.models.levels import Histogram
+from tem_live.gui.models.render import Extent
 from tem_live.gui.models.scale_bar import ScaleBar
-from tem_live.gui.models.view_state import Line
+from tem_live.gui.models.view_state import Line, Range
 from tem_live.gui.theme import PALETTE, text_font
 from tem_live.gui.views.histogram import HistogramView
 from tem_live.gui.views.picture import Picture
-
-Range = tuple[float, float, float, float]
-"""Visible part of an image: x0, x1, y0, y1 in image pixels."""
 
 
 class _Overlay(QWidget):
@@ -162,14 +160,14 @@ class ImagePane(QFrame):
 
     # ------------------------------------------------------------------------------- taking values
 
-    def show_image(self, image: npt.NDArray[np.uint8], shape: tuple[int, int]) -> None:
-        """Show grey values of a frame of ``shape``, of which ``image`` may be a smaller version.
+    def show_image(
+        self, image: npt.NDArray[np.uint8], extent: Extent, shape: tuple[int, int]
+    ) -> None:
+        """Show grey values over their ``extent`` of a frame of ``shape``.
 
         A frame of another shape than the one before is fitted into the pane.
         """
-        # A few pixels at the edges are missing where the shape is no multiple of the shrinking.
-        factor = max(1, shape[0] // image.shape[0])
-        rect = QRectF(0, 0, image.shape[1] * factor, image.shape[0] * factor)
+        rect = QRectF(extent.left, extent.top, extent.width, extent.height)
         self._image.show_values(image, rect)
         self._overlay.notice = ""
         if shape != self._shape:

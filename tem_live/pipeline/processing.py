@@ -16,8 +16,9 @@ import numpy.typing as npt
 from tem_live.account import DoseAccount
 from tem_live.analysis import DriftEstimator, RollingMean
 from tem_live.detector_guard import DetectorGuard
+from tem_live.device_frame import DeviceFrame, DevicePlane
 from tem_live.dose import per_A2
-from tem_live.frames import Slot
+from tem_live.frames import Backend, Slot
 from tem_live.pipeline.stream import Taken, rate_of
 from tem_live.pipeline.writing import Writer
 from tem_live.state import Frame, FrameInfo
@@ -119,6 +120,7 @@ class Processor:
         self._drift = DriftEstimator()
         self._rolling = RollingMean(rolling_mean)
         self._rolling_frames = rolling_mean
+        self._rolling_backend: Backend | None = None
         self.reset()
         self._threads = [
             threading.Thread(
@@ -216,9 +218,7 @@ class Processor:
 
     def newest(self) -> Frame | None:
         """Copy of the newest frame that was not taken yet, or None; does not wait."""
-        self._display_attached = True
-        with self._lock:
-            taken, self._newest = self._newest, None
+        taken = self._take_newest()
         if taken is None:
             return None
         try:
@@ -226,13 +226,38 @@ class Processor:
         finally:
             taken.release()
 
+    def newest_on_device(self) -> DeviceFrame | None:
+        """As `newest`, but the copy stays where the planes live."""
+        taken = self._take_newest()
+        if taken is None:
+            return None
+        try:
+            return DeviceFrame.copy_of(taken.slot, taken.stream.ring.backend, taken.info)
+        finally:
+            taken.release()
+
     def rolling_mean(self) -> npt.NDArray[np.float32] | None:
         """Copy of the rolling mean of the unrestored electrons, (H, W) float32, or None."""
+        mean = self.rolling_mean_on_device()
+        return None if mean is None else mean.part()
+
+    def rolling_mean_on_device(self) -> DevicePlane | None:
+        """As `rolling_mean`, but the copy stays where the planes live."""
         with self._lock:
-            plane = self._rolling.plane
-            if plane is None:
+            plane, backend = self._rolling.plane, self._rolling_backend
+            if plane is None or backend is None:
                 return None
-            return plane.copy() if isinstance(plane, np.ndarray) else _on_host(plane)
+            with backend.compute():
+                mean = plane.copy()
+        backend.finish()
+        return DevicePlane(mean, backend)
+
+    def _take_newest(self) -> Taken | None:
+        """The newest frame with a hold on its slot."""
+        self._display_attached = True
+        with self._lock:
+            taken, self._newest = self._newest, None
+        return taken
 
     def forget(self) -> None:
         """Let go of the frame kept for the display, and begin drift and rolling mean anew."""
@@ -326,6 +351,7 @@ class Processor:
             if done.dose is not None:
                 with backend.compute(), self._lock:
                     self._rolling.update(backend.xp, slot.electrons)
+                    self._rolling_backend = backend
                 taken.info = self._book(done, done.dose)
                 if slot.is_restored:
                     self._writer.restored(taken)
@@ -405,11 +431,6 @@ class Processor:
                 self.display_skipped += 1
         if before is not None:
             before.release()
-
-
-def _on_host(plane: Any) -> npt.NDArray[np.float32]:
-    host: npt.NDArray[np.float32] = plane.get()
-    return host
 
 
 def _copy(taken: Taken) -> Frame:

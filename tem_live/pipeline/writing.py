@@ -181,9 +181,7 @@ class Writer:
         self.recorded += 1
 
     def _write_restored(self, sink: Sink, taken: Taken) -> None:
-        plane = taken.slot.restored
-        backend = taken.stream.ring.backend
-        host = plane if backend.name == "cpu" else backend.download(plane)
+        host = taken.stream.ring.backend.on_host(taken.slot.restored)
         sink.write_restored(taken.info.frame_id, host)
 
     def _guarded(self, work: Callable[[], None]) -> None:

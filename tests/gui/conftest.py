@@ -27,6 +27,7 @@ from tem_live.gui.views.main_window import MainWindow
 from tem_live.ledger import check_area
 from tem_live.state import Frame, FrameInfo, LoopState, RunStats, SessionState
 from tem_live.watch import WatchState
+from tests.gui.planes import on_device, plane_of
 
 # No test opens a window on anybody's screen, and computers without one can run them too.
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
@@ -185,8 +186,8 @@ class FakeSession:
         self.calls.append(f"reference {kind} {frames}")
         return Path(f"{kind}.npz")
 
-    def rolling_mean(self):
-        return self._truth[0]
+    def rolling_mean_on_device(self):
+        return plane_of(self._truth[0])
 
     def stats(self):
         return RunStats(
@@ -234,11 +235,11 @@ class FakeSession:
         self.budget_e_per_A2 = 267.0
         return 267.0
 
-    def newest(self):
+    def newest_on_device(self):
         if not self.state.running or time.monotonic() - self._last < self.interval_s:
             return None
         self._last = time.monotonic()
-        return self.make_frame()
+        return on_device(self.make_frame())
 
     def make_frame(self):
         truth = self._truth[self.frame_id % len(self._truth)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 
 from tem_live.errors import RefusedError
@@ -19,6 +21,7 @@ from tem_live.gui.controllers.panels import (
     RecordController,
     RestorerController,
 )
+from tem_live.gui.models.render import Extent
 from tem_live.gui.models.settings import GuiSettings
 from tem_live.gui.models.view_state import ViewState
 from tem_live.gui.views.bars import MessageBar, PaneHeader
@@ -353,6 +356,7 @@ class Display:
         for pane in (self.raw, self.restored):
             pane.zoom = 2.0
             pane.devicePixelRatioF.return_value = 1.0
+            pane.visible_range.return_value = (0.0, 64.0, 0.0, 64.0)
         self.header = MagicMock(spec=PaneHeader)
         self.deck = MagicMock(spec=Deck)
         self.panel = MagicMock(spec=DisplayPanel)
@@ -393,8 +397,8 @@ def test_both_panes_show_the_same_frame(display, session):
         display.controller.tick()
     assert display.ids == [0, 1, 2]
     pair = display.controller._pair
-    assert pair.raw.values is frames[-1].electrons
-    assert pair.restored.values is frames[-1].restored
+    np.testing.assert_array_equal(pair.raw.plane.part(), frames[-1].electrons)
+    np.testing.assert_array_equal(pair.restored.plane.part(), frames[-1].restored)
     assert last(display.header.show_frame) == ("Frame 2",)
     assert last(display.raw.show_image)[0] is pair.raw.image
     assert last(display.restored.show_image)[0] is pair.restored.image
@@ -515,11 +519,52 @@ def test_large_frames_are_shrunk_to_the_screen(display):
     display.controller.tick()
     pair = display.controller._pair
     assert pair.raw.image.shape == (16, 16)
-    assert last(display.raw.show_image)[1] == (64, 64)
+    assert last(display.raw.show_image)[1:] == (Extent(0, 0, 64, 64), (64, 64))
     display.raw.zoom = 3.0
     display.raw.zoom_changed.connect.call_args.args[0](3.0)
     display.controller.tick()
     assert display.controller._pair.raw.image.shape == (64, 64)
+
+
+def test_only_what_either_pane_shows_is_drawn(display, session):
+    display.controller.tick()
+    session._set(running=False)
+    display.raw.visible_range.return_value = (20.0, 28.0, 32.0, 40.0)
+    display.restored.visible_range.return_value = (20.0, 24.0, 32.0, 44.0)
+    display.controller.tick()
+    # Nothing of it is missing on the screen.
+    assert display.ids == [0]
+    session._set(running=True)
+    display.controller.tick()
+    pair = display.controller._pair
+    assert pair.raw.extent == pair.restored.extent == Extent(29, 18, 18, 12)
+    assert last(display.raw.show_image) == (pair.raw.image, pair.raw.extent, (64, 64))
+    assert pair.raw.image.shape == (18, 12)
+    # The line of the profile, the pointer and the levels are those of the frame.
+    display.controller._on_pointer(63.0, 1.0)
+    assert last(display.raw.show_readout)[0].startswith("x 63  y 1   ")
+    seen = list(display.ids)
+    session._set(running=False)
+    for pane in (display.raw, display.restored):
+        pane.visible_range.return_value = (21.0, 29.0, 32.0, 40.0)
+    display.controller.tick()
+    assert display.ids == seen
+    for pane in (display.raw, display.restored):
+        pane.visible_range.return_value = (24.0, 32.0, 32.0, 40.0)
+    display.controller.tick()
+    assert display.ids == [*seen, seen[-1]]
+    assert display.controller._pair.raw.extent == Extent(30, 22, 12, 12)
+
+
+def test_a_frame_of_another_shape_is_drawn_as_a_whole(display, session):
+    display.controller.tick()
+    for pane in (display.raw, display.restored):
+        pane.visible_range.return_value = (20.0, 28.0, 32.0, 40.0)
+    plain = session.make_frame()
+    small = replace(plain, electrons=plain.electrons[:32], restored=plain.restored[:32])
+    session.make_frame = lambda: small
+    display.controller.tick()
+    assert display.controller._pair.raw.extent == Extent(0, 0, 32, 64)
 
 
 def test_rolling_mean_is_named(display):
@@ -531,7 +576,7 @@ def test_rolling_mean_is_named(display):
 def test_value_under_the_pointer_in_both_panes(display):
     display.controller.tick()
     display.controller._on_pointer(10.7, 20.2)
-    value = display.controller._pair.raw.values[20, 10]
+    value = display.controller._pair.raw.plane.at(20, 10)
     assert last(display.raw.show_readout)[0].startswith("x 10  y 20   ")
     assert f"{value:.0f}"[0] in last(display.raw.show_readout)[0]
     assert last(display.restored.show_readout)[0].endswith("e⁻/px")

@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tem_live.device_frame import DeviceFrame, DevicePlane
+from tem_live.frames import NumpyBackend
 from tem_live.gui.models import quantities as q
 from tem_live.gui.models.levels import LevelsModel, follow, histogram, robust_levels, sample
 from tem_live.gui.models.render import (
+    Extent,
     PaneLevels,
     RenderRequest,
+    drawn_extent,
     line_profile,
     power_spectrum,
     render,
-    shrunk,
     to_bytes,
 )
 from tem_live.gui.models.roi import roi_from_view
@@ -31,6 +34,7 @@ from tem_live.gui.models.settings import (
     shown_path,
 )
 from tem_live.gui.models.view_state import clip_line, default_line
+from tests.gui.planes import on_device, plane_of
 
 
 @pytest.mark.parametrize(
@@ -225,18 +229,18 @@ def request(**changes):
 
 def test_rendered_pair_comes_from_one_frame(make_session):
     frame = make_session(shape=(64, 96)).make_frame()
-    pair = render(frame, request())
+    pair = render(on_device(frame), request())
     assert pair.generation == 7
     assert pair.meta is frame.meta
-    assert pair.raw.values is frame.electrons
-    assert pair.restored.values is frame.restored
+    np.testing.assert_array_equal(pair.raw.plane.part(), frame.electrons)
+    np.testing.assert_array_equal(pair.restored.plane.part(), frame.restored)
     assert pair.raw.image.shape == (64, 96)
     assert pair.raw.spectrum is None
     assert pair.raw.profile is None
 
 
 def test_shared_levels_are_those_of_the_restored_plane(make_session):
-    frame = make_session(shape=(64, 64)).make_frame()
+    frame = on_device(make_session(shape=(64, 64)).make_frame())
     own = render(frame, request())
     assert own.raw.levels != own.restored.levels
     shared = render(frame, request(shared=True))
@@ -244,27 +248,27 @@ def test_shared_levels_are_those_of_the_restored_plane(make_session):
 
 
 def test_levels_by_hand_are_used(make_session):
-    frame = make_session(shape=(64, 64)).make_frame()
+    frame = on_device(make_session(shape=(64, 64)).make_frame())
     pane = PaneLevels(False, 2.0, 8.0, 0.3, 99.7)
     pair = render(frame, RenderRequest(generation=0, raw=pane, restored=pane))
     assert pair.raw.levels == (2.0, 8.0)
-    expected = np.clip((frame.electrons - 2) / 6 * 255, 0, 255)
+    expected = np.clip((frame.electrons.part() - 2) / 6 * 255, 0, 255)
     assert np.abs(pair.raw.image - expected).max() <= 1
 
 
 def test_without_restored_plane(make_session):
-    frame = make_session(shape=(64, 64), model="none").make_frame()
+    frame = on_device(make_session(shape=(64, 64), model="none").make_frame())
     pair = render(frame, request(shared=True, spectrum=True))
     assert pair.restored is None
     assert pair.raw.spectrum.shape == (64, 64)
 
 
 def test_rolling_mean_takes_the_place_of_raw_if_it_fits(make_session):
-    frame = make_session(shape=(64, 64)).make_frame()
-    mean = np.full((64, 64), 3.0, np.float32)
-    assert render(frame, request(), mean).raw.values is mean
+    frame = on_device(make_session(shape=(64, 64)).make_frame())
+    mean = plane_of(np.full((64, 64), 3.0))
+    assert render(frame, request(), mean).raw.plane is mean
     assert render(frame, request(), mean).is_mean
-    assert not render(frame, request(), np.zeros((32, 32), np.float32)).is_mean
+    assert not render(frame, request(), plane_of(np.zeros((32, 32)))).is_mean
 
 
 def test_to_bytes_ends_and_no_numbers():
@@ -272,48 +276,119 @@ def test_to_bytes_ends_and_no_numbers():
     assert to_bytes(plane, 0.0, 10.0).tolist() == [[0, 0, 127, 255, 255, 0]]
 
 
-def test_shrinking_is_a_mean():
-    plane = np.arange(7 * 10, dtype=np.float32).reshape(7, 10)
-    small = shrunk(plane, 3)
-    assert small.shape == (2, 3)
-    assert small[1, 2] == pytest.approx(plane[3:6, 6:9].mean())
-    assert shrunk(plane, 1) is plane
-    assert shrunk(plane, 8) is plane
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, Extent(0, 0, 96, 128)),
+        # A quarter more on each side, in whole squares of 4 px, a rest at the edge left out.
+        ((40.0, 60.0, 20.0, 36.0), Extent(16, 32, 24, 36)),
+        ((-50.0, 300.0, -50.0, 300.0), Extent(0, 0, 96, 128)),
+        ((90.0, 200.0, -50.0, 10.0), Extent(0, 60, 28, 68)),
+        # Beside the frame, and closer than a pixel.
+        ((500.0, 600.0, 500.0, 600.0), Extent(92, 124, 4, 4)),
+        ((-80.0, -60.0, -80.0, -60.0), Extent(0, 0, 4, 4)),
+        ((50.1, 50.2, 50.1, 50.2), Extent(48, 48, 4, 4)),
+    ],
+)
+def test_what_is_drawn_of_a_frame(visible, expected):
+    assert drawn_extent((98, 130), 4, visible) == expected
+
+
+def test_one_extent_holds_another():
+    drawn = Extent(10, 20, 30, 40)
+    assert drawn.holds(drawn)
+    assert drawn.holds(Extent(12, 22, 28, 38))
+    for beyond in (
+        Extent(9, 20, 30, 40),
+        Extent(10, 19, 30, 40),
+        Extent(10, 20, 31, 40),
+        Extent(10, 20, 30, 41),
+    ):
+        assert not drawn.holds(beyond)
+
+
+class FarBackend(NumpyBackend):
+    """Counts what comes to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched_px = 0
+
+    def on_host(self, plane):
+        self.fetched_px += plane.size
+        return self.download(plane)
+
+
+def test_of_a_large_frame_only_what_is_shown_comes_to_the_host(make_session):
+    backend = FarBackend()
+    plane = np.random.default_rng(0).gamma(2.0, 3.0, (2048, 2048)).astype(np.float32)
+    meta = make_session(shape=(64, 64)).make_frame().meta
+    frame = DeviceFrame(DevicePlane(plane, backend), DevicePlane(plane, backend), meta)
+
+    def fetched(**changes):
+        backend.fetched_px = 0
+        pair = render(frame, request(visible_of=(2048, 2048), **changes))
+        return pair, backend.fetched_px
+
+    whole, px = fetched(shrink=4)
+    assert px == 2 * 512**2
+    assert whole.raw.image.shape == (512, 512)
+    seen = (700.0, 1100.0, 300.0, 700.0)
+    part, px = fetched(visible=seen)
+    assert part.raw.extent == Extent(200, 600, 600, 600)
+    assert px <= 2 * (600**2 + 70_000)
+    _, px = fetched(visible=seen, spectrum=True, profile=True)
+    assert px < 0.4 * plane.size
+    # Looking closer changes neither levels nor histogram, and shows the same pixels.
+    all_of_it, _ = fetched()
+    assert part.raw.levels == all_of_it.raw.levels
+    np.testing.assert_array_equal(part.raw.histogram.counts, all_of_it.raw.histogram.counts)
+    np.testing.assert_array_equal(part.raw.image, all_of_it.raw.image[200:800, 600:1200])
+    backend.fetched_px = 0
+    assert frame.electrons.at(17, 2000) == plane[17, 2000]
+    assert backend.fetched_px == 1
+
+
+def test_a_frame_smaller_than_a_point_of_the_screen_is_a_point(make_session):
+    frame = on_device(make_session(shape=(64, 96)).make_frame())
+    assert render(frame, request(shrink=128)).raw.image.shape == (1, 1)
 
 
 def test_spectrum_peak_is_where_the_lattice_is():
     x = np.arange(256)
     plane = np.broadcast_to(5 + np.cos(2 * np.pi * x * 32 / 256), (256, 256)).astype(np.float32)
-    spectrum = power_spectrum(plane)
+    spectrum = power_spectrum(plane_of(plane))
     assert spectrum.shape == (256, 256)
     # 32 periods over the frame stand 32 bins beside the middle.
     assert spectrum[128, 128 + 32] == 255
     assert spectrum[128, 128 - 32] == 255
     assert spectrum[128 + 32, 128] < 200
-    assert power_spectrum(np.zeros((1024, 700), np.float32)).shape == (512, 512)
+    assert power_spectrum(plane_of(np.zeros((1024, 700)))).shape == (512, 512)
 
 
 def test_spectrum_axis_ends_at_nyquist(make_session):
-    frame = make_session(shape=(64, 64), pixel_size_nm=0.05).make_frame()
+    frame = on_device(make_session(shape=(64, 64), pixel_size_nm=0.05).make_frame())
     assert render(frame, request()).nyquist_per_nm == pytest.approx(10.0)
-    bare = make_session(shape=(64, 64), pixel_size_nm=None).make_frame()
+    bare = on_device(make_session(shape=(64, 64), pixel_size_nm=None).make_frame())
     assert render(bare, request()).nyquist_per_nm is None
 
 
 def test_profile_values_and_distance(make_session):
     ramp = np.broadcast_to(np.arange(100, dtype=np.float32), (60, 100))
-    values = line_profile(ramp, ((10.5, 30.5), (60.5, 30.5)))
+    values = line_profile(plane_of(ramp), ((10.5, 30.5), (60.5, 30.5)))
     assert values.shape == (51,)
     assert values == pytest.approx(np.arange(10, 61), abs=1e-3)
     session = make_session(shape=(64, 64), pixel_size_nm=0.2)
-    pair = render(session.make_frame(), request(profile=True, line=((0.0, 32.0), (30.0, 32.0))))
+    frame = on_device(session.make_frame())
+    pair = render(frame, request(profile=True, line=((0.0, 32.0), (30.0, 32.0))))
     assert pair.profile_nm[-1] == pytest.approx(6.0)
     assert pair.profile_nm.shape == pair.raw.profile.shape == pair.restored.profile.shape
 
 
 def test_profile_line_outside_the_frame_is_clipped(make_session):
     session = make_session(shape=(64, 64))
-    pair = render(session.make_frame(), request(profile=True, line=((-50.0, -50.0), (500.0, 70.0))))
+    frame = on_device(session.make_frame())
+    pair = render(frame, request(profile=True, line=((-50.0, -50.0), (500.0, 70.0))))
     assert np.isfinite(pair.raw.profile).all()
     assert clip_line(((-5.0, 2.0), (99.0, 99.0)), (64, 64)) == ((0.0, 2.0), (64.0, 64.0))
     assert default_line((100, 200)) == ((40.0, 50.0), (160.0, 50.0))

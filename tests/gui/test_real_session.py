@@ -51,6 +51,25 @@ def test_emergency_blanks_the_real_blanker_and_frames_go_dark(live, qtbot):
     qtbot.waitUntil(lambda: live.cockpit.display._pair.meta.blanked is True)
 
 
+def test_a_stopped_frame_is_drawn_where_one_looks(live, qtbot):
+    display = live.cockpit.display
+
+    def look(left):
+        for pane in (display._raw, display._restored):
+            pane.show_range((left, left + 50, 200, 250))
+
+    look(350)
+    qtbot.waitUntil(lambda: display._pair.raw.extent.width < 200)
+    live.hub.session.stop()
+    qtbot.waitUntil(lambda: not live.hub.state.running)
+    look(60)
+    qtbot.waitUntil(lambda: display._pair.raw.extent.left <= 60)
+    assert display._pair.raw.extent.width < 200
+    display.fit()
+    whole = display._pair.raw.plane.shape
+    qtbot.waitUntil(lambda: display._pair.raw.image.shape == whole)
+
+
 def test_record_stop_and_close(live, qtbot, tmp_path):
     live.cockpit.record.set_folder(str(tmp_path / "recordings"))
     live.window.record.button.click()

@@ -457,14 +457,14 @@ def test_screenshot_ends_when_frames_stop(qtbot, tmp_path, make_session, capsys)
 
     def start(frames=None):
         original()
-        lost.newest = lambda: None
+        lost.newest_on_device = lambda: None
         lost.lose()
 
     lost.start = start
     assert run_gui("x", screenshot=tmp_path / "a.png", frames=1, opener=lambda p, o: lost) == 3
     assert "does not answer" in capsys.readouterr().err
     silent = make_session()
-    silent.newest = lambda: None
+    silent.newest_on_device = lambda: None
     status = run_gui(
         "x", screenshot=tmp_path / "a.png", frames=1, opener=lambda p, o: silent, limit_s=1.0
     )

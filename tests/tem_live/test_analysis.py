@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tem_live.analysis import DriftEstimator, RollingMean, _binned
+from tem_live.analysis import DriftEstimator, RollingMean
+from tem_live.binning import binned
 
 
 def scene(shift: tuple[float, float] = (0, 0), side: int = 256) -> np.ndarray:
@@ -104,5 +105,5 @@ def test_binning_gives_means_and_leaves_the_frame_alone(shape, factor):
     before = image.copy()
     rows, columns = shape[0] // factor, shape[1] // factor
     cut = image[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor)
-    np.testing.assert_allclose(_binned(image, factor), cut.mean(axis=(1, 3)), atol=1e-6)
+    np.testing.assert_allclose(binned(image, factor), cut.mean(axis=(1, 3)), atol=1e-6)
     np.testing.assert_array_equal(image, before)

@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import threading
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -134,6 +135,46 @@ def test_cuda_without_cuda_is_refused_in_one_line():
     with pytest.raises(ModelError, match="cuda") as caught:
         open_backend("cuda")
     assert "\n" not in str(caught.value)
+
+
+def test_on_the_cpu_a_plane_is_on_the_host():
+    backend = NumpyBackend()
+    plane = backend.zeros((8, 12))
+    assert backend.on_host(plane) is plane
+    assert not np.shares_memory(backend.download(plane), plane)
+
+
+@pytest.mark.gpu
+def test_what_is_shown_of_a_frame_on_the_gpu_is_that_frame():
+    pytest.importorskip("cupy")
+    from tem_live.device_frame import DeviceFrame
+
+    backend = open_backend("cuda")
+    ring = FrameRing(backend, 2, (1024, 2048), UINT16)
+    slot = ring.acquire()
+    assert slot is not None
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        slot.host[:] = random.poisson(5.0, slot.host.shape)
+        backend.upload(slot.host, slot.raw)
+        with backend.compute():
+            backend.xp.multiply(slot.raw, backend.xp.float32(0.5), out=slot.electrons)
+            slot.torch_restored.copy_(slot.torch_electrons * 2)
+        backend.finish()
+        slot.is_restored = True
+        frame = DeviceFrame.copy_of(slot, backend, MagicMock())
+        expected = slot.host.astype(np.float32)
+        # The slot's memory is the next frame's while this one is still looked at.
+        with backend.compute():
+            slot.electrons.fill(-1.0)
+            slot.torch_restored.fill_(-1.0)
+        assert frame.restored is not None
+        np.testing.assert_array_equal(frame.electrons.part(), expected / 2)
+        means = expected.reshape(256, 4, 512, 4).mean(axis=(1, 3))
+        np.testing.assert_allclose(frame.restored.part(factor=4), means, rtol=1e-5)
+        part = frame.restored.part(slice(100, 300), slice(7, 400))
+        np.testing.assert_array_equal(part, expected[100:300, 7:400])
+        assert frame.electrons.at(1000, 2001) == expected[1000, 2001] / 2
 
 
 @pytest.mark.gpu

@@ -236,6 +236,29 @@ def test_a_display_takes_the_newest_and_the_rest_is_counted(
     assert session.newest() is None
 
 
+def test_a_display_may_leave_the_newest_where_it_lives(fake_session: Opener):
+    session = fake_session()
+    assert session.newest_on_device() is None
+    assert session.rolling_mean_on_device() is None
+    session._processor.set_restorer(Slow(0.0))
+    run_to_end(session, 4)
+    frame = session.newest_on_device()
+    assert frame is not None
+    assert frame.meta.frame_id == 3
+    assert session.newest() is None
+    assert frame.restored is not None
+    electrons, restored = frame.electrons.part(), frame.restored.part()
+    assert electrons.shape == restored.shape == frame.electrons.shape
+    assert electrons.mean() == pytest.approx(frame.meta.dose_e_per_px, rel=1e-5)
+    mean = session.rolling_mean_on_device()
+    assert mean is not None
+    np.testing.assert_array_equal(mean.part(), session.rolling_mean())
+    # Its memory is its own: the frames that follow leave it alone.
+    run_to_end(session, 40)
+    np.testing.assert_array_equal(frame.electrons.part(), electrons)
+    np.testing.assert_array_equal(frame.restored.part(), restored)
+
+
 def test_a_restorer_that_fails_is_switched_off_and_raw_goes_on(fake_session: Opener):
     session = fake_session()
     session._processor.set_restorer(Slow(fail=True))
