@@ -10,7 +10,7 @@ import typer
 from tem_live.cli import instruments, restorers, running
 from tem_live.cli.printing import complain
 from tem_live.errors import TemLiveError
-from tem_live.threads import let_threads_sleep, switch_quickly
+from tem_live.threads import let_threads_sleep, share_one_heap, switch_quickly
 
 
 def _root(
@@ -82,6 +82,7 @@ app = _program()
 def main() -> None:
     """Entry point of ``tem-live``: every error that is not a bug becomes one line."""
     let_threads_sleep()
+    share_one_heap()
     switch_quickly()
     command = typer.main.get_command(app)
     try:

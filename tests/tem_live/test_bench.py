@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tem_live import bench, bench_limits
+from tem_live import bench, bench_limits, bench_trials
 from tem_live.bench import _core_ms, _driver_ms, _page_faults, _torch_bytes
 from tem_live.bench_scaling import Cost, cost_by_size, draw
 from tem_live.frames import FrameRing, open_backend
 from tem_live.profiles import load_profile
+from tem_live.session import Session
 
 
 def cost(size: int, ns_per_px: float) -> Cost:
@@ -127,7 +128,7 @@ def test_time_of_a_core_is_taken_in_turns(monkeypatch):
 
 
 def test_restorers_are_compared_in_one_run(monkeypatch):
-    monkeypatch.setattr(bench, "TRIAL_S", 0.2)
+    monkeypatch.setattr(bench_trials, "TRIAL_S", 0.2)
     monkeypatch.setattr(bench, "RESTORE_S", 0.05)
     monkeypatch.setattr(bench_limits, "REPEATS", 2)
     monkeypatch.setattr(bench, "TURNS", 1)
@@ -149,6 +150,63 @@ def test_restorers_are_compared_in_one_run(monkeypatch):
         assert each["copy_fraction"]["calibrate"] > 0.0
         assert each["ceiling_copy_GB_s"] > 0.0
         assert json.dumps(each)
+
+
+def trial(restored_fps, held):
+    return bench_trials.Trial(held, restored_fps, 1.0, 2.0, 0, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("able_fps", "found_fps", "steps"),
+    [
+        (100.0, 20.0, [20.0]),
+        # A little too fast: a small step. Far too fast: what came, or half.
+        (19.0, 18.0, [20.0, 18.0]),
+        (12.0, 11.88, [20.0, 13.2, 11.88]),
+        (6.0, 5.94, [20.0, 10.0, 6.6, 5.94]),
+        (0.01, None, [20.0, 10.0, 5.0, 2.5, 1.25]),
+    ],
+)
+def test_the_highest_rate_is_found_in_few_trials(able_fps, found_fps, steps):
+    tried = []
+
+    def at(rate_fps):
+        tried.append(rate_fps)
+        return trial(min(able_fps, rate_fps), rate_fps <= able_fps)
+
+    rate_fps, last = bench_trials.highest_rate(at, 20.0, 2.0)
+    assert rate_fps == found_fps
+    assert tried == pytest.approx(steps)
+    assert last.held is (found_fps is not None)
+
+
+def test_at_any_rate_a_frame_has_the_same_dose(monkeypatch):
+    monkeypatch.setattr(bench_trials, "TRIAL_S", 0.2)
+    doses = []
+
+    class Noted(Session):
+        def start(self, *given):
+            doses.append(self.dose_rate * self.exposure_s)
+            super().start(*given)
+
+    profile = load_profile(
+        "sim",
+        ["camera.sensor_height_px=64", "camera.sensor_width_px=64", "restorer.model=gaussian"],
+    )
+    with Noted(profile) as session:
+        rate_fps, found = bench_trials.end_to_end(session, 8.0)
+    assert rate_fps is not None
+    assert found.held
+    # Once to warm up, at half of the rate.
+    assert len(doses) >= 2
+    assert doses == pytest.approx([5.0] * len(doses), rel=1e-3)
+
+
+def test_what_takes_long_is_repeated_less_often(monkeypatch):
+    monkeypatch.setattr(bench_limits, "LONGEST_S", 0.0)
+    calls = []
+    bench_limits.median_ms(lambda: calls.append(None))
+    assert len(calls) == 6
 
 
 def test_the_driver_is_measured_with_electrons():

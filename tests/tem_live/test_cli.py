@@ -229,7 +229,7 @@ def test_calibrate_dark_is_used_by_the_next_run(invoke: Invoke):
 
 
 def test_bench_measures_every_stage_and_the_peers(invoke: Invoke, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tem_live.bench.TRIAL_S", 0.3)
+    monkeypatch.setattr("tem_live.bench_trials.TRIAL_S", 0.3)
     monkeypatch.setattr("tem_live.bench.RESTORE_S", 0.3)
     result = last_json(invoke("bench", "--size", "64", "--json")[1])
     assert set(result["stages_ms"]) == {

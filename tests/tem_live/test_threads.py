@@ -145,3 +145,46 @@ def test_threads_share_one_heap(tmp_path):
         return out.read_text().count("<heap ")
 
     assert heaps("keep") == 1 < heaps("leave")
+
+
+LATER = """
+import resource, sys, threading
+import numpy as np
+from tem_live.threads import keep_memory, share_one_heap
+if sys.argv[1] == "shared":
+    share_one_heap()
+def in_threads(work, count=4):
+    meet = threading.Barrier(count)
+    def run():
+        meet.wait()
+        work()
+        meet.wait()
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+in_threads(lambda: bytearray(1 << 10))
+keep_memory()
+found = []
+def frames():
+    def frame():
+        return float(np.ones(1 << 24, np.float32)[0])
+    frame(), frame()
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(5):
+        frame()
+    found.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+for _ in range(4):
+    in_threads(frames, 1)
+print(max(found))
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="of the GNU C library alone")
+def test_threads_that_were_there_before_leave_no_heaps_for_those_to_come():
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", LATER, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("shared") < 100 < faults("own")
