@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tem_live.errors import ModelError
 from tem_live.models.areas import area_part, area_sums
+from tem_live.models.binned import restored_binned
 from tem_live.models.cards import ModelCard
 from tem_live.models.macs import Work, unet_work
 from tem_live.models.network import BLOCK, DoseUNet, conditions
@@ -157,7 +157,7 @@ class NetworkRestorer(Restorer):
             if factor > min(height, width):
                 out.fill_(mean)
                 return
-            self._restore_binned(frame, mean, factor, out)
+            restored_binned(frame, factor, self._restored, out)
             return
         if sigma == 0.0:
             # Noise-free almost everywhere (a synthetic frame): nothing to remove.
@@ -225,20 +225,10 @@ class NetworkRestorer(Restorer):
         sigma, vector = conditions(bands, torch.full((1,), mean, device=frame.device))
         return blocks, float(sigma), vector
 
-    def _restore_binned(self, frame: Tensor, mean: float, factor: int, out: Tensor) -> None:
-
-        height, width = frame.shape
-        full = padded(frame[None, None], 0, -height % factor, 0, -width % factor)
-        small = functional.avg_pool2d(full, factor) * float(factor**2)
-        restored = torch.empty_like(small[0, 0])
-        self._restore_frame(small[0, 0], restored)
-        large = functional.interpolate(
-            restored[None, None] / float(factor**2),
-            size=full.shape[-2:],
-            mode="bilinear",
-            align_corners=False,
-        )[0, 0, :height, :width]
-        torch.add(large, mean - large.mean(), out=out)
+    def _restored(self, frame: Tensor) -> Tensor:
+        restored = torch.empty_like(frame)
+        self._restore_frame(frame, restored)
+        return restored
 
     def _tiling(self) -> tuple[int, int, int]:
         """The network's step, the side of a tile and its halo, in blocks."""

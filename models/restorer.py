@@ -38,9 +38,12 @@ class Restorer(ABC):
         What most of it is computed in: ``"float32"``, ``"float16"`` or ``"int8"``.
     engine : str
         What computes it: ``"torch"``, or OpenVINO and its version.
+    binning : int
+        Frames are binned by this factor before and enlarged after, see `tem_live.models.binned`.
     """
 
     concurrent = False
+    binning = 1
     precision: Literal["float32", "float16", "int8"] = "float32"
     engine = "torch"
 

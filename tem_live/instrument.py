@@ -80,6 +80,15 @@ def make_restorer(profile: Profile, model: str) -> Restorer | None:
     return load_restorer(model, profile.restorer.device, profile.restorer.precision)
 
 
+def given_binned(restorer: Restorer | None, binning: int) -> Restorer | None:
+    """The restorer, given frames that are binned by ``binning``; itself where that is 1."""
+    if restorer is None or binning == 1:
+        return restorer
+    from tem_live.models.binned import BinnedRestorer
+
+    return BinnedRestorer(restorer, binning)
+
+
 def _load(group: str, name: str, what: str) -> Any:
     known = drivers(group)
     if name not in known:

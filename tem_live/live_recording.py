@@ -101,6 +101,7 @@ def _facts(restorer: Restorer | None) -> dict[str, Any]:
         return {
             "model": "none",
             "model_sha256": None,
+            "restore_binning": 1,
             "precision": None,
             "engine": None,
             "device": None,
@@ -108,6 +109,7 @@ def _facts(restorer: Restorer | None) -> dict[str, Any]:
     return {
         "model": restorer.name,
         "model_sha256": restorer.card.sha256,
+        "restore_binning": restorer.binning,
         "precision": restorer.precision,
         "engine": restorer.engine,
         "device": str(restorer.device),

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import platformdirs
 from pydantic import (
@@ -136,6 +136,10 @@ class BeamMonitorProfile(_Open):
     driver: str = "none"
 
 
+RestoreBinning = Literal[1, 2, 4, 8]
+RESTORE_BINNINGS: tuple[int, ...] = get_args(RestoreBinning)
+
+
 class RestorerProfile(_Strict):
     """``[restorer]``: the model that restores the live frames; ``model = "none"`` for no model.
 
@@ -143,11 +147,15 @@ class RestorerProfile(_Strict):
     ----------
     model, device, precision
         See `tem_live.models.load_restorer`.
+    binning : {1, 2, 4, 8}
+        Frames are binned by this factor before they are restored, and enlarged after; raw frames
+        stay as they are. For cameras with more pixels than the machine restores live.
     """
 
     model: str = "fast"
     device: str = "auto"
     precision: Literal["auto", "float32", "float16", "int8"] = "auto"
+    binning: RestoreBinning = 1
 
 
 class CalibrationProfile(_Strict):

@@ -57,13 +57,19 @@ from tem_live.errors import (
 from tem_live.fluence_map import LedgerMap, Place
 from tem_live.frames import Backend, open_backend
 from tem_live.in_order import in_order
-from tem_live.instrument import make_beam_monitor, make_camera, make_column, make_restorer
+from tem_live.instrument import (
+    given_binned,
+    make_beam_monitor,
+    make_camera,
+    make_column,
+    make_restorer,
+)
 from tem_live.judging import Judging
 from tem_live.ledger import Ledger
 from tem_live.live_recording import LiveRecording
 from tem_live.paths import check_target
 from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
-from tem_live.profiles import Profile, load_profile
+from tem_live.profiles import RESTORE_BINNINGS, Profile, load_profile
 from tem_live.raw_frames import each_raw, mean_counts
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
 from tem_live.threads import keep_memory, let_threads_sleep, return_memory
@@ -86,6 +92,7 @@ _SETTINGS = (
     "dose_rate",
     "blanked",
     "model",
+    "restore_binning",
 )
 
 
@@ -160,7 +167,10 @@ class Session:
         column = make_column(profile, self._camera)
         self._monitor = make_beam_monitor(profile, self._camera)
         calibration = saved_calibration(profile.name)
-        self._restorer: Restorer | None = make_restorer(profile, profile.restorer.model)
+        # As it was loaded, and as it is given frames.
+        self._whole = make_restorer(profile, profile.restorer.model)
+        self._restorer = given_binned(self._whole, profile.restorer.binning)
+        self._restore_binning: int = profile.restorer.binning
         device = str(self._restorer.device) if self._restorer else "cpu"
         self._backend: Backend = open_backend(device)
         self._account = DoseAccount(
@@ -323,6 +333,7 @@ class Session:
             magnification=self._beam.magnification,
             mode=self._mode,
             precision=self._restorer.precision if self._restorer else None,
+            restore_binning=self._restore_binning,
         )
 
     def stats(self) -> RunStats:
@@ -493,6 +504,15 @@ class Session:
         self.apply(model=value)
 
     @property
+    def restore_binning(self) -> int:
+        """What frames are binned by before they are restored: 1, 2, 4 or 8."""
+        return self._restore_binning
+
+    @restore_binning.setter
+    def restore_binning(self, value: int) -> None:
+        self.apply(restore_binning=value)
+
+    @property
     def area(self) -> str | None:
         """Name of the specimen area that is booked on; set it when another one is in the beam."""
         return self._account.area
@@ -629,7 +649,8 @@ class Session:
         ----------
         **changes
             Any of ``exposure_s``, ``binning``, ``roi``, ``dose_rate`` (e-/px/s of a pixel as it
-            is binned now), ``spot_size``, ``magnification``, ``blanked``, ``model``.
+            is binned now), ``spot_size``, ``magnification``, ``blanked``, ``model``,
+            ``restore_binning``.
 
         Returns
         -------
@@ -650,7 +671,7 @@ class Session:
             )
         self._must_be_open()
         since = self._beam.emergencies
-        if set(changes) - {"blanked", "model"}:
+        if set(changes) - {"blanked", "model", "restore_binning"}:
             self._mode = None
         if changes.get("blanked") is True:
             # Off the specimen at once, whatever else is to be changed.
@@ -669,6 +690,8 @@ class Session:
             self._acquisition.call(lambda: self._set_magnification(magnification)).result()
         if "dose_rate" in changes:
             self._beam.set_dose_rate(per_A2(float(changes["dose_rate"]), self._pixel_size_nm()))
+        if "restore_binning" in changes:
+            self._set_restore_binning(changes["restore_binning"])
         if "model" in changes:
             self._set_model(str(changes["model"]))
         if changes.get("blanked") is False:
@@ -1146,6 +1169,13 @@ class Session:
         """Why the detector does not allow the beam as it is set; None where it does."""
         return self._guard.why_not(self._rate_e_per_px_s())
 
+    def _set_restore_binning(self, binning: Any) -> None:
+        if binning not in RESTORE_BINNINGS:
+            known = ", ".join(str(known) for known in RESTORE_BINNINGS)
+            raise RefusedError(f"frames are restored binned by one of {known}, not by {binning}")
+        self._restore_binning = int(binning)
+        self._use_restorer(self._whole)
+
     def _set_model(self, name: str) -> None:
         restorer = make_restorer(self.profile, name)
         if restorer and open_backend(str(restorer.device)).name != self._backend.name:
@@ -1153,10 +1183,14 @@ class Session:
                 f"model '{name}' would run on {restorer.device}, this session's frames live on "
                 f"{self._backend.name}; open the session with that device"
             )
-        self._restorer = restorer
-        self._processor.set_restorer(restorer)
+        self._use_restorer(restorer)
+
+    def _use_restorer(self, restorer: Restorer | None) -> None:
+        self._whole = restorer
+        self._restorer = given_binned(restorer, self._restore_binning)
+        self._processor.set_restorer(self._restorer)
         with self._lock:
-            self._recording.note_model(restorer)
+            self._recording.note_model(self._restorer)
 
     def _reconnect(self) -> None:
         def again() -> None:

@@ -56,6 +56,8 @@ class FrameInfo:
         Shift since the session's first frame in (binned) pixels.
     model : str
         Restorer, ``"none"`` for none.
+    restore_binning : int
+        What the frame was binned by before it was restored.
     latency_ms : float or None
         From the driver's hand-over to the restored plane.
     raw : mapping
@@ -77,6 +79,7 @@ class FrameInfo:
     blanked: bool | None = None
     drift_px: tuple[float, float] | None = None
     model: str = "none"
+    restore_binning: int = 1
     latency_ms: float | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
 
@@ -111,7 +114,8 @@ class Frame:
 class SessionState:
     """Settings as they were read back. None stands for what the instrument does not have.
 
-    ``precision`` is what the model computes in: ``float32``, ``float16`` or ``int8``.
+    ``precision`` is what the model computes in: ``float32``, ``float16`` or ``int8``;
+    ``restore_binning`` is what frames are binned by before they are restored.
     """
 
     exposure_s: float
@@ -133,6 +137,7 @@ class SessionState:
     magnification: float | None = None
     mode: str | None = None
     precision: str | None = None
+    restore_binning: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from tem_live.gui.workers import Runner
 if TYPE_CHECKING:
     from tem_live.device_frame import DeviceFrame
     from tem_live.session import Session
-    from tem_live.state import RunStats, SessionState
+    from tem_live.state import FrameInfo, RunStats, SessionState
 
 SPECTRUM_PERIOD_S = 0.1
 BAR_WIDTH_PX = 128.0
@@ -258,7 +258,7 @@ class DisplayController(QObject):
             self._header.show_right("Raw", "held")
         elif pair.restored is not None:
             _show(self._restored, pair.restored)
-            self._header.show_right("Restored", pair.meta.model)
+            self._header.show_right("Restored", _restored_by(pair.meta))
         else:
             self._restored.show_nothing(
                 "no restorer chosen" if pair.meta.model == "none" else "this frame was not restored"
@@ -470,6 +470,11 @@ class DisplayController(QObject):
         self._header.show_left("Raw", "")
         self._header.show_right("Restored", "")
         self._header.show_frame("no frame")
+
+
+def _restored_by(meta: FrameInfo) -> str:
+    factor = meta.restore_binning
+    return meta.model if factor == 1 else f"{meta.model} · binned {factor} × {factor}"
 
 
 def _show(pane: ImagePane, rendered: RenderedPlane) -> None:

@@ -228,12 +228,13 @@ class CameraController:
 
 
 class RestorerController:
-    """Choice of the model."""
+    """Choice of the model, and of what it is given."""
 
     def __init__(self, view: RestorerPanel, hub: SessionHub) -> None:
         self._view = view
         self._hub = hub
         view.model_chosen.connect(self.set_model)
+        view.binning_chosen.connect(self.set_binning)
         hub.state_changed.connect(self.show_state)
         hub.pending_changed.connect(self._on_pending)
 
@@ -245,14 +246,22 @@ class RestorerController:
         """Ask for a model."""
         self._hub.change("model", lambda session: session.apply(model=name))
 
+    def set_binning(self, binning: int) -> None:
+        """Ask for frames to be binned before they are restored."""
+        self._hub.change("restore_binning", lambda session: session.apply(restore_binning=binning))
+
     def show_state(self, state: SessionState) -> None:
         """Show the model that runs."""
         if not self._hub.is_pending("model"):
             self._view.show_model(state.model, state.device)
+        if not self._hub.is_pending("restore_binning"):
+            self._view.show_binning(state.restore_binning)
 
     def _on_pending(self, key: str, pending: bool) -> None:
         if key == "model":
             self._view.show_model_pending(pending)
+        elif key == "restore_binning":
+            self._view.show_binning_pending(pending)
 
 
 class RecordController:

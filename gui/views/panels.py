@@ -25,6 +25,9 @@ from tem_live.gui.views.widgets import (
     value_label,
 )
 
+BINNINGS = (1, 2, 4, 8)
+"""What frames can be binned by before they are restored."""
+
 
 class BeamPanel(Panel):
     """Beam & dose: blanker, dose rate, dose of the frame, fluence and budget."""
@@ -236,6 +239,8 @@ class RestorerPanel(Panel):
 
     model_chosen = Signal(str)
     """Name of the wanted model."""
+    binning_chosen = Signal(int)
+    """What frames are to be binned by before they are restored."""
     hold_changed = Signal(bool)
     """The button that shows raw in the restored pane is held or was released."""
 
@@ -245,7 +250,21 @@ class RestorerPanel(Panel):
         self.device.setObjectName("faint")
         self.head.addWidget(self.device)
         self.model = ChoiceBox()
-        self.add_row("Model", self.model)
+        self.binning = ChoiceBox()
+        self.binning.setToolTip(
+            "Frames may be binned before they are restored: many times as fast, less fine.\n"
+            "Raw frames stay as they are"
+        )
+        self.binning.set_entries([("full" if n == 1 else f"bin {n}", n, "") for n in BINNINGS])
+        # Two in the width of one: the column of the panels is not to grow.
+        for box in (self.model, self.binning):
+            box.setMinimumContentsLength(2)
+        both = QWidget()
+        row = evenly(self.model, self.binning)
+        row.setStretch(0, 3)
+        row.setStretch(1, 2)
+        both.setLayout(row)
+        self.add_row("Model", both)
         self.hold = push(
             "Hold to see raw  (R)",
             "eye-outline",
@@ -253,6 +272,7 @@ class RestorerPanel(Panel):
         )
         self.add_wide(self.hold)
         self.model.chosen.connect(self.model_chosen.emit)
+        self.binning.chosen.connect(self.binning_chosen.emit)
         self.hold.pressed.connect(lambda: self.hold_changed.emit(True))
         self.hold.released.connect(lambda: self.hold_changed.emit(False))
 
@@ -265,9 +285,17 @@ class RestorerPanel(Panel):
         self.model.show_choice(name)
         self.device.setText(f"on {device}")
 
+    def show_binning(self, binning: int) -> None:
+        """Show what frames are binned by before they are restored."""
+        self.binning.show_choice(binning)
+
     def show_model_pending(self, pending: bool) -> None:
         """Mark that the model is being loaded."""
         self.model.set_pending(pending)
+
+    def show_binning_pending(self, pending: bool) -> None:
+        """Mark that another binning was asked for."""
+        self.binning.set_pending(pending)
 
 
 class DisplayPanel(Panel):

@@ -408,6 +408,8 @@ class Processor:
             fluence_e_per_A2=fluence,
             total_fluence_e_per_A2=total,
             model=restorer.name if restorer else "none",
+            # Restorers of other packages need not have it.
+            restore_binning=getattr(restorer, "binning", 1),
             latency_ms=latency_ms,
             drift_px=drift,
         )

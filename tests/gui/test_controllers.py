@@ -173,6 +173,10 @@ def test_model(hub):
     assert last(view.show_model) == ("fast", "cpu")
     controller.set_model("gaussian")
     assert last(view.show_model) == ("gaussian", "cpu")
+    assert last(view.show_binning) == (1,)
+    controller.set_binning(4)
+    assert last(view.show_binning) == (4,)
+    assert [call.args for call in view.show_binning_pending.call_args_list] == [(True,), (False,)]
     controller.show_models([("fast", "U-Net")])
     view.show_models.assert_called_once_with([("fast", "U-Net")])
 
@@ -436,6 +440,13 @@ def test_hold_shows_raw_and_comes_back(display):
     assert last(display.restored.show_image)[0] is pair.restored.image
     assert last(display.header.show_right) == ("Restored", "fast")
     assert last(display.restored.show_badge) == ("",)
+
+
+def test_a_frame_that_was_restored_binned_says_so(display, session):
+    plain = session.make_frame()
+    session.make_frame = lambda: replace(plain, meta=replace(plain.meta, restore_binning=2))
+    display.controller.tick()
+    assert last(display.header.show_right) == ("Restored", "fast · binned 2 × 2")
 
 
 def test_frame_without_restored_plane_never_stands_beside_an_older_one(display, session):

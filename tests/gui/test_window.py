@@ -411,6 +411,7 @@ def test_nothing_is_clipped(make_rig, make_session, qtbot, size, deck):
     assert (rig.window.width(), rig.window.height()) == size
     assert clipped(rig.window) == []
     assert rig.window.column.verticalScrollBar().maximum() == 0
+    assert rig.window.column.horizontalScrollBar().maximum() == 0
     fields = (rig.window.camera.exposure, rig.window.beam.dose_rate)
     for field in fields:
         needed = field.fontMetrics().horizontalAdvance(field.text()) + 8

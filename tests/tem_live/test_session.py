@@ -25,6 +25,7 @@ from tem_live.errors import (
 from tem_live.pipeline import writing
 from tem_live.recording import read_recording
 from tem_live.session import Session
+from tem_live.state import Frame
 from tests.tem_live.fakes import FakeCamera, FakeColumn
 
 Opener = Callable[..., Session]
@@ -912,6 +913,58 @@ def test_a_recording_says_which_model_and_precision_were_at_work(tmp_path: Path)
     assert recording.attributes["profile"]["restorer"]["precision"] == "float32"
     # Of a frame's line, only what was known when it was written.
     assert "model" not in recording.segments[0].frames[0]
+
+
+def test_frames_are_restored_binned_where_that_is_asked_for(tmp_path: Path):
+    with session_module.open_session(
+        "sim",
+        {
+            "camera.sensor_height_px": 256,
+            "camera.sensor_width_px": 256,
+            "camera.exposure_s": 0.02,
+            "restorer.binning": 2,
+        },
+    ) as session:
+        assert session.state.restore_binning == 2
+        session.record(tmp_path / "run")
+        session.start()
+
+        def first(binning: int) -> Frame:
+            # Those on their way were restored as it was before.
+            return next(
+                frame
+                for frame in session.frames(400)
+                if frame.restored is not None and frame.meta.restore_binning == binning
+            )
+
+        frames = [first(2)]
+        loaded = session._whole
+        session.restore_binning = 4
+        frames.append(first(4))
+        with pytest.raises(RefusedError, match="one of 1, 2, 4, 8, not by 3"):
+            session.restore_binning = 3
+        assert session.state.restore_binning == 4
+        session.apply(restore_binning=1)
+        frames.append(first(1))
+        # It is not loaded again for that.
+        assert session._whole is loaded
+        session.model = "gaussian"
+        session.restore_binning = 2
+        session.model = "none"
+        session.stop()
+    for frame in frames:
+        assert frame.restored is not None
+        assert frame.restored.shape == (256, 256)
+        assert frame.meta.model == "fast"
+    models = read_recording(tmp_path / "run.zarr").attributes["models"]
+    assert [(model["model"], model["restore_binning"]) for model in models] == [
+        ("fast", 2),
+        ("fast", 4),
+        ("fast", 1),
+        ("gaussian", 1),
+        ("gaussian", 2),
+        ("none", 1),
+    ]
 
 
 def test_a_model_that_cannot_be_noted_ends_the_run_as_a_broken_recording_does(
