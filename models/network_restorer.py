@@ -21,7 +21,7 @@ from tem_live.models.network import BLOCK, DoseUNet, conditions
 from tem_live.models.planes import blocks_of, image_of, in_units_of, measured_blocks
 from tem_live.models.restorer import Precision, Restorer, padded
 from tem_live.models.spectrum import bragg_part, lattice_part
-from tem_live.models.tiles import cuts
+from tem_live.models.tiles import Cut, grid
 from tem_live.models.waves import lattice_waves
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ _LEAST_DOSE = 0.2
 # than this the noise is not known well enough to say so.
 _HIT, _MOST_HITS = 12.0, 0.01
 _LEAST_PIXELS = 64 * 64
-# Frames of more pixels than this are restored in tiles, to bound the memory.
-_TILE_PX = 2880
+# Frames of more pixels than a square of this side are restored in tiles, to bound the memory. Two
+# of them make a frame of 4096 x 4096, nine one of 8192 x 8192.
+_TILE_PX = 2976
 # Farther away hardly anything is seen: 0.02 of the noise at the most.
 _HALO_PX = 96
 
@@ -131,11 +132,9 @@ class NetworkRestorer(Restorer):
         prepare = getattr(self._run, "prepare", None)
         if prepare is None:
             return
-        step, tile, halo = self._tiling()
-        height, width = (-(-side // (step * BLOCK)) * step for side in shape)
-        if max(shape) > _TILE_PX:
-            height, width = (cuts(side, tile, halo, step)[0].stop for side in (height, width))
-        prepare(height, width)
+        step = self._network.multiple
+        rows, columns = self._tiles(*(-(-side // step) * step // BLOCK for side in shape))
+        prepare(rows[0].stop, columns[0].stop)
 
     def work(self, shape: tuple[int, int]) -> Work | None:
         """See `Restorer.work`."""
@@ -205,11 +204,7 @@ class NetworkRestorer(Restorer):
         parts = [blocks]
         if self._network.waves:
             parts.append(blocks_of(lattice_waves(self._fit(rest)[None])[0]))
-        if max(rest.shape) > _TILE_PX:
-            restored = self._tiled(parts, vector)
-        else:
-            restored = self._run(blocks, vector, *parts[1:])
-        return image_of(restored, rest)
+        return image_of(self._tiled(parts, vector), rest)
 
     def _fit(self, frame: Tensor) -> Tensor:
         step = self._network.multiple
@@ -230,20 +225,22 @@ class NetworkRestorer(Restorer):
         self._restore_frame(frame, restored)
         return restored
 
-    def _tiling(self) -> tuple[int, int, int]:
-        """The network's step, the side of a tile and its halo, in blocks."""
+    def _tiles(self, height: int, width: int) -> tuple[tuple[Cut, ...], tuple[Cut, ...]]:
+        """Where a frame of so many blocks is cut along either axis; one tile where it is small."""
         step = self._network.multiple // BLOCK
-        tile, halo = (max(px // BLOCK // step, 1) * step for px in (_TILE_PX, _HALO_PX))
-        return step, tile, halo
+        halo = max(_HALO_PX // BLOCK // step, 1) * step
+        return grid(height, width, (_TILE_PX // BLOCK) ** 2, halo, step)
 
     def _tiled(self, parts: Sequence[Tensor], vector: Tensor) -> Tensor:
         """Run the network tile by tile; tiles overlap so that no seam is left.
 
         The parts are the blocks of the frame and, where the network takes them, of its waves.
         """
-        step, tile, halo = self._tiling()
+        height, width = parts[0].shape[-2:]
+        rows, columns = self._tiles(height, width)
+        if len(rows) == len(columns) == 1:
+            return self._run(parts[0], vector, *parts[1:])
         result = torch.empty_like(parts[0])
-        rows, columns = (cuts(side, tile, halo, step) for side in result.shape[-2:])
         for y in rows:
             for x in columns:
                 frame, *waves = (part[..., y.whole, x.whole] for part in parts)

@@ -5,15 +5,19 @@ This module imports torch; import it lazily.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Cut", "cuts", "run_tiled"]
+__all__ = ["Cut", "cuts", "grid", "run_tiled"]
+
+# More tiles along an axis are not looked at.
+_MOST_CUTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,59 @@ def cuts(length: int, tile: int, halo: int, multiple: int) -> list[Cut]:
     """
     if length <= tile:
         return [Cut(0, length, 0, length)]
-    count = -(-(length - 2 * halo) // (tile - 2 * halo))
+    return _cut_into(-(-(length - 2 * halo) // (tile - 2 * halo)), length, halo, multiple)
+
+
+@lru_cache(maxsize=16)
+def grid(
+    height: int, width: int, most: int, halo: int, multiple: int
+) -> tuple[tuple[Cut, ...], tuple[Cut, ...]]:
+    """Cut a frame into tiles of one shape, so that as little as may be is computed twice.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the frame, multiples of `multiple`.
+    most : int
+        Elements of a tile with its halos, at the most where that is possible.
+    halo, multiple : int
+        As for `cuts`.
+
+    Returns
+    -------
+    rows, columns : tuple of Cut
+        See `cuts`. Long tiles overlap along one axis alone: two of them of a square frame have half
+        of the overlap of four squares.
+    """
+    most_cuts = 1 if height * width <= most else _MOST_CUTS
+
+    def cost(way: tuple[list[Cut], list[Cut]]) -> tuple[int, int, int, int]:
+        rows, columns = way
+        elements = rows[0].stop * columns[0].stop
+        count = len(rows) * len(columns)
+        # Rows of a frame lie together in memory: cut across, a tile is no copy.
+        return max(elements - most, 0), elements * count, count, len(columns)
+
+    ways = (list(_ways(side, halo, multiple, most_cuts)) for side in (height, width))
+    rows, columns = min(product(*ways), key=cost)
+    return tuple(rows), tuple(columns)
+
+
+def _ways(length: int, halo: int, multiple: int, most: int) -> Iterator[list[Cut]]:
+    """An axis as one tile, as two, and so on, each longer than what it overlaps others by."""
+    for count in range(1, most + 1):
+        found = _cut_into(count, length, halo, multiple)
+        if count > 1 and found[0].stop < 4 * halo:
+            return
+        # Rounded up, fewer may do; then the last would keep nothing.
+        if all(cut.first < cut.last for cut in found):
+            yield found
+
+
+def _cut_into(count: int, length: int, halo: int, multiple: int) -> list[Cut]:
+    """`cuts`, by their number."""
+    if count == 1:
+        return [Cut(0, length, 0, length)]
     size = -(-(length + 2 * halo * (count - 1)) // (count * multiple)) * multiple
     starts = [min(i * (size - 2 * halo), length - size) for i in range(count)]
     edges = [0, *(start + halo for start in starts[1:]), length]
