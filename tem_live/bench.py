@@ -234,7 +234,8 @@ def _stages(profile: Profile, size: int) -> tuple[dict[str, float], float, dict[
 
 
 def _rounded(share: float | None) -> float | None:
-    return None if share is None else round(share, 3)
+    """To three digits, however small it is."""
+    return None if share is None else float(f"{share:.3g}")
 
 
 def _page_faults(work: Callable[[], object], repeats: int = 5) -> float | None:
