@@ -19,7 +19,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,9 @@ _SLACK = 1.1
 # Frames of up to so many pixels have every graph run before they come: 140 MB in two streams, and
 # four times as much at 1024 x 1024, where graphs ask for it when they are needed.
 _RUN_PX = 1 << 18
+# Frames of up to so many pixels are computed in the thread that asks for them: to hand them to
+# another one and back takes 3 to 7 % of their time. Each such thread needs a graph of its own.
+_IN_CALLER_PX = 1 << 16
 # Shapes whose graphs are kept. The views of `best` have so many.
 _SHAPES = 4
 
@@ -222,20 +225,15 @@ class _Graph:
         ranges: Ranges,
         threads: int,
     ) -> None:
-        model = GraphWriter(network, height, width, ranges).model()
+        graph = GraphWriter(network, height, width, ranges).model()
         # Each of the threads that call gets as many processors as torch would take.
-        streams = max(1, (os.cpu_count() or 1) // threads)
-        self._model = core.compile_model(
-            model,
-            "CPU",
-            {
-                "NUM_STREAMS": streams,
-                "INFERENCE_NUM_THREADS": streams * threads,
-                "ENABLE_CPU_PINNING": False,
-                "INFERENCE_PRECISION_HINT": "f32",
-            },
-        )
-        self._streams = streams
+        self._callers = max(1, (os.cpu_count() or 1) // threads)
+        self._model: Callable[[], Any]
+        if threads == 1 and height * width * BLOCK**2 <= _IN_CALLER_PX:
+            self._model = partial(_compiled, core, graph, 0, 1)
+        else:
+            shared = _compiled(core, graph, self._callers, threads)
+            self._model = lambda: shared
         self._idle: list[_Request] = []
         self._ran_everywhere = False
 
@@ -247,7 +245,7 @@ class _Graph:
         if self._ran_everywhere:
             return
         self._ran_everywhere = True
-        requests = [_Request(self._model) for _ in range(self._streams)]
+        requests = [_Request(self._model()) for _ in range(self._callers)]
         # All at once, for a stream that is idle takes the next; once more, for one that was late.
         for _ in range(2):
             for request in requests:
@@ -267,7 +265,7 @@ class _Graph:
         try:
             request = self._idle.pop()
         except IndexError:
-            request = _Request(self._model)
+            request = _Request(self._model())
         request.start(blocks, vector, waves)
         request.wait()
         reach = float(request.reach[0])
@@ -283,6 +281,20 @@ class _Graph:
             found = rows.view(lying.shape).permute(0, 3, 1, 2)
         self._idle.append(request)
         return found, reach
+
+
+def _compiled(core: Any, graph: Any, streams: int, threads: int) -> Any:
+    """A graph, to be run in so many streams of so many threads, or with 0 in the caller's."""
+    return core.compile_model(
+        graph,
+        "CPU",
+        {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": max(streams, 1) * threads,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": "f32",
+        },
+    )
 
 
 class _Request:

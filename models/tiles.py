@@ -102,8 +102,8 @@ def grid(
         # Rows of a frame lie together in memory: cut across, a tile is no copy.
         return max(elements - most, 0), elements * count, count, len(columns)
 
-    ways = (list(_ways(side, halo, multiple, most_cuts)) for side in (height, width))
-    rows, columns = min(product(*ways), key=cost)
+    down, across = (list(_ways(side, halo, multiple, most_cuts)) for side in (height, width))
+    rows, columns = min(product(down, across), key=cost)
     return tuple(rows), tuple(columns)
 
 

@@ -136,6 +136,37 @@ def test_threads_share_it(made):
                 assert torch.equal(one, other)
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("largest_px", [1 << 16, 0])
+def test_small_frames_are_computed_by_whoever_asks(made, network, monkeypatch, largest_px):
+    monkeypatch.setattr(openvino_network, "_IN_CALLER_PX", largest_px)
+    streams = []
+    compiled = openvino_network._compiled
+
+    def counted(core, graph, count, threads):
+        streams.append(count)
+        return compiled(core, graph, count, threads)
+
+    monkeypatch.setattr(openvino_network, "_compiled", counted)
+    pairs = [inputs(amplitude, height=24, width=32) for amplitude in (0.5, 0.7, 0.9)]
+
+    def run(pair):
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            return made(*pair)
+
+    right = [run(pair) for pair in pairs]
+    for found, pair in zip(right, pairs, strict=True):
+        with torch.inference_mode():
+            assert distance(found, network(*pair)) < 0.02
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(10):
+            for one, other in zip(right, pool.map(run, pairs), strict=True):
+                assert torch.equal(one, other)
+    # Without streams, or with as many as there are processors for.
+    assert set(streams) == {0 if largest_px else os.cpu_count()}
+
+
 def test_graphs_are_not_kept_without_end(made, monkeypatch):
     monkeypatch.setattr(openvino_network, "_SHAPES", 3)
     with torch.inference_mode():
