@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BinnedRestorer", "restored_binned"]
 
-# Smaller binned frames than this tell a restorer too little.
-_SMALLEST_PX = 64
-
 
 def restored_binned(
     frame: Tensor, factor: int, restore: Callable[[Tensor], Tensor], out: Tensor
@@ -63,7 +60,7 @@ class BinnedRestorer(Restorer):
     restorer : Restorer
         What restores them.
     binning : int
-        Side of a large pixel; frames of which too few would be left are restored as they are.
+        Side of a large pixel.
     """
 
     def __init__(self, restorer: Restorer, binning: int) -> None:
@@ -83,12 +80,8 @@ class BinnedRestorer(Restorer):
         self._restorer.prepare(self._binned(shape))
 
     def _binned(self, shape: tuple[int, int]) -> tuple[int, int]:
-        height, width = (-(-side // self.binning) for side in shape)
-        return shape if min(height, width) < _SMALLEST_PX else (height, width)
+        height, width = shape
+        return -(-height // self.binning), -(-width // self.binning)
 
     def _restore_finite(self, frame: Tensor, mean: float, out: Tensor) -> None:
-        shape = (frame.shape[0], frame.shape[1])
-        if self._binned(shape) == shape:
-            self._restorer.restore(frame, out=out)
-        else:
-            restored_binned(frame, self.binning, self._restorer.restore, out)
+        restored_binned(frame, self.binning, self._restorer.restore, out)

@@ -173,6 +173,7 @@ def _figures(session: Session, sampled: list[Frame], recording: Path | None) -> 
         "stop_reason": stats.stop_reason,
         "model": state.model,
         "precision": state.precision,
+        "restore_binning": state.restore_binning,
         "device": state.device,
         "recording": None if recording is None else str(recording),
         "recorded": stats.recorded if recording is not None else 0,

@@ -69,7 +69,7 @@ def keep_memory() -> None:
     mallopt = _of_the_c_library("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
-        # Never: two frames of 4096 x 4096 leave more free than the largest number it takes.
+        # That is never, says mallopt(3).
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 

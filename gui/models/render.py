@@ -223,13 +223,19 @@ def render(
     )
 
 
+def fitting(shrink: int, shape: tuple[int, int]) -> int:
+    """Side of the squares of pixels that a frame is drawn in: none is larger than the frame."""
+    return max(1, min(shrink, *shape))
+
+
 def drawn_extent(
     shape: tuple[int, int], factor: int, visible: Range | None, margin: float = MARGIN
 ) -> Extent:
     """What is drawn of a frame: the visible part and a margin, in whole squares of ``factor`` px.
 
-    An edge of the frame that makes no whole square is left out.
+    An edge of the frame that makes no whole square is left out. See `fitting` for the squares.
     """
+    factor = fitting(factor, shape)
     rows, columns = (size // factor for size in shape)
     top, left, bottom, right = 0, 0, rows, columns
     if visible is not None:
@@ -313,7 +319,7 @@ class _Drawn:
 
 
 def _drawn(plane: DevicePlane, request: RenderRequest) -> _Drawn:
-    factor = max(1, min(request.shrink, *plane.shape))
+    factor = fitting(request.shrink, plane.shape)
     visible = request.visible if request.visible_of == plane.shape else None
     whole = drawn_extent(plane.shape, factor, None)
     extent = drawn_extent(plane.shape, factor, visible)

@@ -24,9 +24,7 @@ from tem_live.gui.views.widgets import (
     tool,
     value_label,
 )
-
-BINNINGS = (1, 2, 4, 8)
-"""What frames can be binned by before they are restored."""
+from tem_live.profiles import RESTORE_BINNINGS
 
 
 class BeamPanel(Panel):
@@ -255,7 +253,9 @@ class RestorerPanel(Panel):
             "Frames may be binned before they are restored: many times as fast, less fine.\n"
             "Raw frames stay as they are"
         )
-        self.binning.set_entries([("full" if n == 1 else f"bin {n}", n, "") for n in BINNINGS])
+        self.binning.set_entries(
+            [("full" if n == 1 else f"bin {n}", n, "") for n in RESTORE_BINNINGS]
+        )
         # Two in the width of one: the column of the panels is not to grow.
         for box in (self.model, self.binning):
             box.setMinimumContentsLength(2)

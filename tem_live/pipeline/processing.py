@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from tem_live.state import Frame, FrameInfo
 from tem_live.threads import arithmetic_threads, set_arithmetic_threads, stand_back
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 MOST_WORKERS = 2
 """Frames that are restored at the same time, each on its share of the processor's cores."""
@@ -218,23 +219,11 @@ class Processor:
 
     def newest(self) -> Frame | None:
         """Copy of the newest frame that was not taken yet, or None; does not wait."""
-        taken = self._take_newest()
-        if taken is None:
-            return None
-        try:
-            return _copy(taken)
-        finally:
-            taken.release()
+        return self._newest_as(_copy)
 
     def newest_on_device(self) -> DeviceFrame | None:
         """As `newest`, but the copy stays where the planes live."""
-        taken = self._take_newest()
-        if taken is None:
-            return None
-        try:
-            return DeviceFrame.copy_of(taken.slot, taken.stream.ring.backend, taken.info)
-        finally:
-            taken.release()
+        return self._newest_as(_copy_on_device)
 
     def rolling_mean(self) -> npt.NDArray[np.float32] | None:
         """Copy of the rolling mean of the unrestored electrons, (H, W) float32, or None."""
@@ -252,12 +241,16 @@ class Processor:
         backend.finish()
         return DevicePlane(mean, backend)
 
-    def _take_newest(self) -> Taken | None:
-        """The newest frame with a hold on its slot."""
+    def _newest_as(self, copy: Callable[[Taken], _T]) -> _T | None:
         self._display_attached = True
         with self._lock:
             taken, self._newest = self._newest, None
-        return taken
+        if taken is None:
+            return None
+        try:
+            return copy(taken)
+        finally:
+            taken.release()
 
     def forget(self) -> None:
         """Let go of the frame kept for the display, and begin drift and rolling mean anew."""
@@ -433,6 +426,10 @@ class Processor:
                 self.display_skipped += 1
         if before is not None:
             before.release()
+
+
+def _copy_on_device(taken: Taken) -> DeviceFrame:
+    return DeviceFrame.copy_of(taken.slot, taken.stream.ring.backend, taken.info)
 
 
 def _copy(taken: Taken) -> Frame:

@@ -18,7 +18,7 @@ from tem_live.pipeline.stream import Stream, Taken
 SILENT_S = 15.0
 """A disk that takes nothing for so long does not answer: nobody waits for it any longer."""
 
-_LATER = ("model", "latency_ms", "drift_px")
+_LATER = ("model", "restore_binning", "latency_ms", "drift_px")
 """What is known of a frame only once it is restored, and so not when its raw plane is written."""
 
 

@@ -537,6 +537,15 @@ def test_large_frames_are_shrunk_to_the_screen(display):
     assert display.controller._pair.raw.image.shape == (64, 64)
 
 
+def test_a_frame_smaller_than_a_pixel_of_the_screen_is_drawn_once(display, session):
+    display.raw.zoom = 0.001
+    display.controller.tick()
+    assert display.controller._pair.raw.image.shape == (1, 1)
+    session._set(running=False)
+    display.controller.tick()
+    assert display.ids == [0]
+
+
 def test_only_what_either_pane_shows_is_drawn(display, session):
     display.controller.tick()
     session._set(running=False)

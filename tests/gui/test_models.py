@@ -294,6 +294,14 @@ def test_what_is_drawn_of_a_frame(visible, expected):
     assert drawn_extent((98, 130), 4, visible) == expected
 
 
+@pytest.mark.parametrize("visible", [None, (0.0, 40.0, 0.0, 3.0), (-90.0, -80.0, 50.0, 60.0)])
+def test_of_a_frame_smaller_than_a_square_something_is_drawn(visible):
+    extent = drawn_extent((3, 40), 8, visible)
+    assert (extent.top, extent.height) == (0, 3)
+    assert 0 <= extent.left < extent.left + extent.width <= 40
+    assert drawn_extent((3, 40), 8, None) == Extent(0, 0, 3, 39)
+
+
 def test_one_extent_holds_another():
     drawn = Extent(10, 20, 30, 40)
     assert drawn.holds(drawn)

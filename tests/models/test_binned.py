@@ -67,16 +67,24 @@ def test_any_size_and_stacks(fast, shape, binning):
     assert restored.mean(dtype=np.float64) == pytest.approx(frame.mean(dtype=np.float64), rel=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(255, 512), (40, 40), (1, 900)])
-def test_frames_of_which_too_little_would_be_left_stay_as_they_are(shape):
+@pytest.mark.parametrize(
+    ("shape", "left"), [((255, 512), (64, 128)), ((40, 40), (10, 10)), ((1, 900), (1, 225))]
+)
+def test_small_frames_are_binned_as_large_ones_are(shape, left):
     seen = Seen()
     binned = BinnedRestorer(seen, 4)
     binned.prepare(shape)
-    frame = poisson(shape)
-    binned.restore(frame)
-    left = (64, 128) if shape == (255, 512) else shape
+    binned.restore(poisson(shape))
     assert tuple(seen.frames[0].shape) == left
     assert seen.prepared == [left]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (1, 900), (17, 64)])
+def test_a_frame_of_a_few_large_pixels_keeps_its_mean(fast, shape):
+    frame = poisson(shape)
+    restored = BinnedRestorer(fast, 8).restore(frame)
+    assert restored.shape == frame.shape
+    assert restored.mean(dtype=np.float64) == pytest.approx(frame.mean(dtype=np.float64), rel=1e-5)
 
 
 def test_defects_and_hits_belong_to_no_other_pixel(fast):

@@ -13,6 +13,11 @@ Opener = Callable[..., Session]
 """Takes fields of the profile, with two underscores for the point."""
 
 
+def square(side_px: int) -> dict[str, Any]:
+    """Fields of the profile for a sensor of so many pixels a side."""
+    return {"camera.sensor_height_px": side_px, "camera.sensor_width_px": side_px}
+
+
 @contextmanager
 def sims(settings: Mapping[str, Any]) -> Iterator[Opener]:
     """Opens sessions on `sim` with these settings, and others for each."""

@@ -80,8 +80,8 @@ def test_run_prints_the_keys_that_scripts_rely_on(invoke: Invoke):
     keys = {
         "frames", "fps", "latency_ms_p50", "latency_ms_p99", "dropped_raw", "restore_skipped",
         "display_skipped", "exposure_s", "dose_e_per_px", "fluence_e_per_A2", "blanked",
-        "stop_reason", "model", "precision", "device", "recording", "psnr_raw_db",
-        "psnr_restored_db", "psnr_gaussian_db",
+        "stop_reason", "model", "precision", "restore_binning", "device", "recording",
+        "psnr_raw_db", "psnr_restored_db", "psnr_gaussian_db",
     }  # fmt: skip
     assert keys <= figures.keys()
 

@@ -27,6 +27,7 @@ from tem_live.recording import read_recording
 from tem_live.session import Session
 from tem_live.state import Frame
 from tests.tem_live.fakes import FakeCamera, FakeColumn
+from tests.tem_live.sims import square
 
 Opener = Callable[..., Session]
 
@@ -884,13 +885,7 @@ def test_a_second_recording_at_once_is_refused(fake_session: Opener, tmp_path: P
 
 def test_a_recording_says_which_model_and_precision_were_at_work(tmp_path: Path):
     with session_module.open_session(
-        "sim",
-        {
-            "camera.sensor_height_px": 64,
-            "camera.sensor_width_px": 64,
-            "camera.exposure_s": 0.005,
-            "restorer.precision": "float32",
-        },
+        "sim", {**square(64), "camera.exposure_s": 0.005, "restorer.precision": "float32"}
     ) as session:
         assert session.state.precision == "float32"
         session.record(tmp_path / "run")
@@ -912,18 +907,14 @@ def test_a_recording_says_which_model_and_precision_were_at_work(tmp_path: Path)
     assert recording.attributes["precision"] == "float32"
     assert recording.attributes["profile"]["restorer"]["precision"] == "float32"
     # Of a frame's line, only what was known when it was written.
-    assert "model" not in recording.segments[0].frames[0]
+    line = recording.segments[0].frames[0]
+    assert "frame_id" in line
+    assert not {"model", "restore_binning", "latency_ms", "drift_px"} & line.keys()
 
 
 def test_frames_are_restored_binned_where_that_is_asked_for(tmp_path: Path):
     with session_module.open_session(
-        "sim",
-        {
-            "camera.sensor_height_px": 256,
-            "camera.sensor_width_px": 256,
-            "camera.exposure_s": 0.02,
-            "restorer.binning": 2,
-        },
+        "sim", {**square(256), "camera.exposure_s": 0.02, "restorer.binning": 2}
     ) as session:
         assert session.state.restore_binning == 2
         session.record(tmp_path / "run")
