@@ -52,7 +52,7 @@ def main() -> None:
             out = np.empty_like(frame)
             answers.clear()
             restorer.restore(frame, out=out)
-            times = []
+            times: list[float] = []
             end = time.monotonic() + options.seconds
             while time.monotonic() < end or len(times) < 3:
                 spent[0] = 0.0

@@ -1,4 +1,4 @@
-"""Run mypy over the package as it is installed.
+"""Run mypy over the package as it is installed, and over the scripts beside this one.
 
 The folders are top level and the import names are not, so mypy cannot see the mapping in the
 checkout. It sees it in a tree of links (copies where links are not allowed), made here.
@@ -25,10 +25,15 @@ def main() -> int:
     for package, folder in sorted(folders.items()):
         target = TREE / Path(*package.split("."))
         shutil.copytree(ROOT / folder, target, dirs_exist_ok=True, ignore=_not_source)
-    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml")]
-    command += ["--cache-dir", str(ROOT / ".mypy_cache"), "-p", "tem_live"]
-    environment = {**os.environ, "MYPYPATH": str(TREE)}
-    return subprocess.run(command, cwd=TREE, env=environment, check=False).returncode
+    options = ["--config-file", str(ROOT / "pyproject.toml")]
+    options += ["--cache-dir", str(ROOT / ".mypy_cache")]
+    here = Path(__file__).resolve().parent
+    environment = {**os.environ, "MYPYPATH": os.pathsep.join((str(TREE), str(here)))}
+    status = 0
+    for checked in (["-p", "tem_live"], [str(path) for path in sorted(here.glob("*.py"))]):
+        command = [sys.executable, "-m", "mypy", *options, *checked]
+        status |= subprocess.run(command, cwd=TREE, env=environment, check=False).returncode
+    return status
 
 
 def _not_source(folder: str, names: list[str]) -> set[str]:

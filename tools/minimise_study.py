@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from arguments import count, counts, positive
@@ -27,6 +27,7 @@ from scipy import ndimage
 from tem_live.calibration import Calibrator
 from tem_live.damage import DamageMeter
 from tem_live.drivers.protocols import CameraSettings
+from tem_live.drivers.sim import SimCamera
 from tem_live.errors import TemLiveError
 from tem_live.fidelity import THRESHOLD, FidelityMeter
 from tem_live.instrument import make_camera
@@ -62,13 +63,15 @@ class Microscope:
                 "camera.sensor_width_px": size,
             },
         )
-        self._camera: Any = make_camera(profile)
+        self._camera = cast(SimCamera, make_camera(profile))
         self._beam = self._camera.microscope
         self._now = self._beam.clock()
         self._beam.clock = lambda: self._now
         self._beam.set_blanked(True)
         self._camera.open()
         self._state = self._camera.configure(CameraSettings(profile.camera.exposure_s))
+        assert self._state.counts_per_electron is not None
+        assert self._state.pixel_size_nm is not None
         self._calibrator = Calibrator(
             np,
             self._state.frame_shape,
@@ -77,7 +80,7 @@ class Microscope:
             xray_sigma=profile.calibration.xray_sigma,
         )
         self._counts = np.zeros(self._state.frame_shape, self._state.dtype)
-        self.pixel_size_nm = float(self._state.pixel_size_nm)
+        self.pixel_size_nm = self._state.pixel_size_nm
         self.frames = 0
 
     @property
@@ -208,16 +211,17 @@ def loop(
     dose = controller.first(START_E_PER_PX)
     phase = "measuring"
     while phase != "out of reach" and microscope.fluence < 3 * microscope.critical:
-        frames = []
+        frames, seen = [], []
         for _ in range(2):
             electrons, truth, middle = microscope.take(dose)
             restored = restore(electrons)
             damage.update(electrons, middle)
             info = FrameInfo(len(series.frames), 0, 0.0, 0.05, 1, microscope.pixel_size_nm, 1.0)
             frames.append(Frame(electrons, electrons, restored, info))
+            seen.append(restored)
         score = scale.score(electrons, restored, truth)
         meter = FidelityMeter(microscope.pixel_size_nm)
-        meter.add(frames[0].electrons, frames[1].electrons, frames[0].restored, frames[1].restored)
+        meter.add(frames[0].electrons, frames[1].electrons, seen[0], seen[1])
         assert meter.last_pair is not None
         controller.observe(dose, controller.target.read(Pair(*frames), meter.last_pair))
         microscope.expose(dose, DELAY)

@@ -108,11 +108,11 @@ def main(argv: list[str] | None = None) -> int:
     before = scores.mse(b, restored[0]) - noise
     both = 0.5 * (before + scores.mse(a, restored[1]) - noise)
     sys.stdout.write(f"{options.model}: {before:.4f} e-^2, both ways {both:.4f}\n")
-    taken = [frame - r for frame, r in zip((a, b), restored, strict=True)]
-    common = float(np.mean(taken[0].astype(float) * taken[1]))
-    fine, error, power = lacking_detail(*taken, finest_px=6.0)
+    taken_a, taken_b = a - restored[0], b - restored[1]
+    common = float(np.mean(taken_a.astype(float) * taken_b))
+    fine, doubt, power = lacking_detail(taken_a, taken_b, finest_px=6.0)
     sys.stdout.write(
-        f"what both lack: {common:.4f} e-^2, of it {fine:.4f} ± {error:.4f} finer than 6 px, where "
+        f"what both lack: {common:.4f} e-^2, of it {fine:.4f} ± {doubt:.4f} finer than 6 px, where "
         f"the noise has {power:.1f}\n"
     )
     wiener = [own_wiener(frame) for frame in (a, b)]
