@@ -12,8 +12,9 @@ from collections.abc import Callable
 from tem_live.account import DoseAccount
 from tem_live.beam import Beam
 from tem_live.errors import RecordingError
-from tem_live.fluence_map import LedgerMap, Place
+from tem_live.fluence_map import Place
 from tem_live.ledger import Ledger
+from tem_live.ledger_map import LedgerMap
 from tem_live.profiles import ModeProfile, Profile
 from tem_live.whereabouts import Whereabouts
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from tem_live.errors import InputError, RefusedError
 
 if TYPE_CHECKING:
-    from tem_live.minimise import DoseMinimiser, Knob, Target
+    from tem_live.minimise import DoseMinimiser, Knob
+    from tem_live.minimise_targets import Target
     from tem_live.session import Session
     from tem_live.watch import Analyst, Watch
 
@@ -88,7 +89,8 @@ class Judging:
         confidence: float,
     ) -> DoseMinimiser:
         """Begin the dose loop; see `Session.minimise`."""
-        from tem_live.minimise import DoseMinimiser, Resolution
+        from tem_live.minimise import DoseMinimiser
+        from tem_live.minimise_targets import Resolution
 
         session = self._session
         if (target is None) == (target_resolution_nm is None):

@@ -54,7 +54,7 @@ from tem_live.errors import (
     RefusedError,
     TemLiveError,
 )
-from tem_live.fluence_map import LedgerMap, Place
+from tem_live.fluence_map import Place
 from tem_live.frames import Backend, open_backend
 from tem_live.in_order import in_order
 from tem_live.instrument import (
@@ -66,6 +66,7 @@ from tem_live.instrument import (
 )
 from tem_live.judging import Judging
 from tem_live.ledger import Ledger
+from tem_live.ledger_map import LedgerMap
 from tem_live.live_recording import LiveRecording
 from tem_live.paths import check_target
 from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
@@ -77,7 +78,8 @@ from tem_live.view import View
 from tem_live.whereabouts import Field, Whereabouts
 
 if TYPE_CHECKING:
-    from tem_live.minimise import DoseMinimiser, Knob, Target
+    from tem_live.minimise import DoseMinimiser, Knob
+    from tem_live.minimise_targets import Target
     from tem_live.models import Restorer
     from tem_live.watch import Watch
 
@@ -848,7 +850,7 @@ class Session:
         target_resolution_nm : float, optional
             Period in nm that restored frames must resolve; or ``target``.
         target : Target, optional
-            Another one: `tem_live.minimise.EquivalentDose`, `ContrastToNoise`.
+            Another one: `tem_live.minimise_targets.EquivalentDose`, `ContrastToNoise`.
         knob : {"dose_rate", "exposure_s"}, optional
             What is set; by default the dose rate where the column steers it.
         lowest, highest, confidence

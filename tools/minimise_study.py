@@ -31,7 +31,8 @@ from tem_live.drivers.sim import SimCamera
 from tem_live.errors import TemLiveError
 from tem_live.fidelity import THRESHOLD, FidelityMeter
 from tem_live.instrument import make_camera
-from tem_live.minimise import DoseController, EquivalentDose, Resolution, Target
+from tem_live.minimise import DoseController
+from tem_live.minimise_targets import EquivalentDose, Resolution, Target
 from tem_live.models import load_restorer
 from tem_live.paths import check_target
 from tem_live.profiles import load_profile

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from tem_live.gui.models import quantities as q
 
 if TYPE_CHECKING:
-    from tem_live.fluence_map import LedgerMap, Place
+    from tem_live.fluence_map import Place
+    from tem_live.ledger_map import LedgerMap
 
 OVERVIEW_CELLS = 256
 OVERLAY_SIDE = 256

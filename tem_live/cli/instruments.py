@@ -179,6 +179,6 @@ def ledger_map(
     json_: JsonOption = False,
 ) -> None:
     """Write what each place of an area has taken, in e-/A^2, with its scale."""
-    from tem_live.fluence_map import export_map
+    from tem_live.ledger_map import export_map
 
     show({"path": str(out), **export_map(out, area)}, json_)

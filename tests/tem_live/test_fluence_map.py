@@ -23,12 +23,11 @@ from tem_live.errors import InputError, ProfileError, RefusedError
 from tem_live.fluence_map import (
     MOST_TILES,
     FluenceMap,
-    LedgerMap,
     Place,
     cell_for,
-    export_map,
 )
 from tem_live.ledger import Ledger, ledger_files, summarise
+from tem_live.ledger_map import LedgerMap, export_map
 from tem_live.profiles import load_profile
 from tem_live.session import Frame
 from tests.tem_live.sims import Opener, sims

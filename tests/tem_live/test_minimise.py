@@ -19,13 +19,8 @@ from psygnal import Signal
 from tem_live.account import Cost
 from tem_live.errors import DisconnectedError, InputError, RefusedError
 from tem_live.fidelity import PairFigures
-from tem_live.minimise import (
-    ContrastToNoise,
-    DoseController,
-    DoseMinimiser,
-    EquivalentDose,
-    Resolution,
-)
+from tem_live.minimise import DoseController, DoseMinimiser
+from tem_live.minimise_targets import ContrastToNoise, EquivalentDose, Resolution
 from tem_live.profiles import load_profile
 from tem_live.run import run
 from tem_live.session import Frame, FrameInfo, open_session
