@@ -79,14 +79,16 @@ def end_to_end(
         session.apply(**changes)
         return _run(session, rate_fps, frames, folder)
 
-    # A small frame without a network takes less than the camera's shortest exposure.
-    first_fps = min(first_fps, 1.0 / shortest_s)
+    # A small frame without a network takes less than the camera's shortest exposure, a large one
+    # with twelve views more than its longest.
+    slowest_fps, fastest_fps = 1.0 / longest_s, 1.0 / shortest_s
+    first_fps = min(max(first_fps, slowest_fps), fastest_fps)
     # What the first frames need is made for them.
-    at(max(0.5 * first_fps, 1.0 / longest_s), 4, None)
+    at(max(0.5 * first_fps, slowest_fps), 4, None)
     return highest_rate(
         lambda rate_fps: at(rate_fps, max(FEWEST_FRAMES, round(TRIAL_S * rate_fps)), record),
         first_fps,
-        max(0.1, 4.0 / longest_s),
+        max(0.1, 4.0 * slowest_fps),
     )
 
 

@@ -15,6 +15,7 @@ from tem_live.bench_scaling import Cost, cost_by_size, draw
 from tem_live.frames import FrameRing, open_backend
 from tem_live.profiles import load_profile
 from tem_live.session import Session
+from tests.tem_live.sims import square
 
 
 def cost(size: int, ns_per_px: float) -> Cost:
@@ -200,6 +201,21 @@ def test_at_any_rate_a_frame_has_the_same_dose(monkeypatch):
     # Once to warm up, at half of the rate.
     assert len(doses) >= 2
     assert doses == pytest.approx([5.0] * len(doses), rel=1e-3)
+
+
+@pytest.mark.parametrize(("first_fps", "exposures_s"), [(0.01, [10.0]), (1e6, [2e-3, 1e-3])])
+def test_a_rate_that_the_camera_has_not_is_not_asked_for(monkeypatch, first_fps, exposures_s):
+    tried = []
+
+    def run(session, rate_fps, frames, folder):
+        tried.append(session.exposure_s)
+        return trial(rate_fps, True)
+
+    monkeypatch.setattr(bench_trials, "_run", run)
+    with Session(load_profile("sim", {**square(64), "restorer.model": "none"})) as session:
+        rate_fps, _ = bench_trials.end_to_end(session, first_fps)
+    assert list(dict.fromkeys(tried)) == pytest.approx(exposures_s)
+    assert rate_fps == pytest.approx(1.0 / exposures_s[-1])
 
 
 def test_what_takes_long_is_repeated_less_often(monkeypatch):
