@@ -113,6 +113,8 @@ class Processor:
         self._closing = False
         self._changed = threading.Condition()
         self._lock = threading.Lock()
+        # The mean's own: a whole plane is copied under it, and nothing else is to wait for that.
+        self._averaging = threading.Lock()
         self._newest: Taken | None = None
         self._display_attached = False
         self._subscribers: list[Subscription] = []
@@ -232,7 +234,7 @@ class Processor:
 
     def rolling_mean_on_device(self) -> DevicePlane | None:
         """As `rolling_mean`, but the copy stays where the planes live."""
-        with self._lock:
+        with self._averaging:
             plane, backend = self._rolling.plane, self._rolling_backend
             if plane is None or backend is None:
                 return None
@@ -257,6 +259,7 @@ class Processor:
         with self._lock:
             taken, self._newest = self._newest, None
             self._drift.reset()
+        with self._averaging:
             self._rolling = RollingMean(self._rolling_frames)
         if taken is not None:
             taken.release()
@@ -342,7 +345,7 @@ class Processor:
         slot, backend = taken.slot, taken.stream.ring.backend
         try:
             if done.dose is not None:
-                with backend.compute(), self._lock:
+                with backend.compute(), self._averaging:
                     self._rolling.update(backend.xp, slot.electrons)
                     self._rolling_backend = backend
                 taken.info = self._book(done, done.dose)

@@ -4,6 +4,7 @@ import json
 import mmap
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -201,6 +202,21 @@ def test_at_any_rate_a_frame_has_the_same_dose(monkeypatch):
     # Once to warm up, at half of the rate.
     assert len(doses) >= 2
     assert doses == pytest.approx([5.0] * len(doses), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("restored", "restore_fps", "held"), [(8, 2.0, True), (8, 1.6, False), (6, 2.0, False)]
+)
+def test_a_rate_is_held_where_frames_do_not_queue_up(restored, restore_fps, held):
+    figures = SimpleNamespace(
+        frames=8, fps=2.0, restored=restored, restore_fps=restore_fps, dropped_raw=0,
+        latency_ms_p50=1.0, latency_ms_p99=2.0,
+    )  # fmt: skip
+    session = SimpleNamespace(
+        start=lambda *_: None, wait=lambda: None, stats=lambda: figures, model="fast",
+        state=SimpleNamespace(device="cpu"),
+    )  # fmt: skip
+    assert bench_trials._run(session, 2.0, 8, None).held is held
 
 
 @pytest.mark.parametrize(("first_fps", "exposures_s"), [(0.01, [10.0]), (1e6, [2e-3, 1e-3])])
