@@ -90,7 +90,7 @@ def end_to_end(
     return highest_rate(
         lambda rate_fps: at(rate_fps, max(FEWEST_FRAMES, round(TRIAL_S * rate_fps)), record),
         first_fps,
-        max(0.1, 4.0 * slowest_fps),
+        slowest_fps,
     )
 
 
@@ -104,7 +104,7 @@ def highest_rate(
     trial : callable of rate_fps
         Tries a rate.
     first_fps, least_fps : float
-        Where to begin, and below which to give up.
+        Where to begin, and the last one to try.
 
     Returns
     -------
@@ -115,11 +115,12 @@ def highest_rate(
         found = trial(rate_fps)
         if found.held:
             return round(rate_fps, 2), found
-        if rate_fps < least_fps:
+        if rate_fps <= least_fps:
             return None, found
         # Where it is far beyond what came, not every step between is tried. A queue that has run
         # over restores less than one that has not: half is the longest step.
-        rate_fps = min(0.9 * rate_fps, max(1.1 * found.restored_fps, 0.5 * rate_fps))
+        slower_fps = min(0.9 * rate_fps, max(1.1 * found.restored_fps, 0.5 * rate_fps))
+        rate_fps = max(slower_fps, least_fps)
 
 
 def _run(session: Session, rate_fps: float, frames: int, folder: Path | None) -> Trial:

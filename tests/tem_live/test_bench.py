@@ -166,7 +166,7 @@ def trial(restored_fps, held):
         (19.0, 18.0, [20.0, 18.0]),
         (12.0, 11.88, [20.0, 13.2, 11.88]),
         (6.0, 5.94, [20.0, 10.0, 6.6, 5.94]),
-        (0.01, None, [20.0, 10.0, 5.0, 2.5, 1.25]),
+        (0.01, None, [20.0, 10.0, 5.0, 2.5, 2.0]),
     ],
 )
 def test_the_highest_rate_is_found_in_few_trials(able_fps, found_fps, steps):
