@@ -27,6 +27,8 @@ SLOWEST_S = 90.0
 
 Work = Callable[[], object]
 
+_PANE_PX = 600
+
 
 class Cost(TypedDict):
     """One size. ``cpu_ns_per_px`` is of the restorer."""
@@ -149,11 +151,11 @@ def _works(size: int, restorer: Any) -> dict[str, Work]:
     }
 
 
-def display_work(slot: Slot, backend: Backend) -> Work:
+def display_work(slot: Slot, backend: Backend, closely: bool = False) -> Work:
     """What the window's worker does with a frame: its copy, levels, histograms and bytes.
 
-    Frames that are wider than a pane of 600 px are shrunk as the window shrinks them; power
-    spectra and line profile are off.
+    Frames that are wider than a pane of 600 px are shrunk as the window shrinks them, or, looked at
+    ``closely``, a part of 600 x 600 px is drawn as it is; power spectra and line profile are off.
     """
     from tem_live.device_frame import DeviceFrame
     from tem_live.gui.models.render import PaneLevels, RenderRequest, render
@@ -169,7 +171,12 @@ def display_work(slot: Slot, backend: Backend) -> Work:
         counts_per_electron=40.0,
     )
     levels = PaneLevels(auto=True, low=0.0, high=10.0, low_percent=0.5, high_percent=99.5)
-    request = RenderRequest(0, levels, levels, shrink=max(1, slot.host.shape[0] // 600))
+    shape = slot.host.shape
+    request = RenderRequest(0, levels, levels, shrink=max(1, shape[0] // _PANE_PX))
+    if closely:
+        top, left = (0.4 * side for side in shape)
+        part = (left, left + _PANE_PX, top, top + _PANE_PX)
+        request = RenderRequest(0, levels, levels, visible=part, visible_of=shape)
     return lambda: render(DeviceFrame.copy_of(slot, backend, info), request)
 
 

@@ -12,21 +12,19 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from arguments import count, sides
+from printing import print_lines
 
 from tem_live.bench_limits import median_ms
-from tem_live.device_frame import DeviceFrame
-from tem_live.errors import TemLiveError
+from tem_live.bench_scaling import display_work
 from tem_live.frames import FrameRing, Slot, open_backend
-from tem_live.gui.models.render import PaneLevels, RenderRequest, render
 from tem_live.models import Restorer, load_restorer
 from tem_live.models.binned import BinnedRestorer
 from tem_live.pipeline.processing import MOST_WORKERS
-from tem_live.state import FrameInfo
 from tem_live.threads import (
     arithmetic_threads,
     keep_memory,
@@ -35,51 +33,26 @@ from tem_live.threads import (
 )
 
 _DOSE_E_PER_PX = 5.0
-_PANE_PX = 600
 _BINNINGS = (1, 2, 4)
-_INFO = FrameInfo(
-    frame_id=0,
-    sequence=0,
-    host_time_s=0.0,
-    exposure_s=0.05,
-    binning=1,
-    pixel_size_nm=0.1,
-    counts_per_electron=40.0,
-)
 
 
-def study(side: int, model: str, turns: int) -> str:
-    """A line for frames of one size."""
+def study(sizes: Sequence[int], model: str, turns: int) -> Iterator[str]:
+    """A line for frames of each size."""
+    yield " side | whole |  part |    full |  bin 2 |  bin 4 | two at once (ms)"
     restorer = load_restorer(model, "cpu")
-    ring = FrameRing(open_backend("cpu"), MOST_WORKERS, (side, side), np.dtype(np.uint16))
-    slots = [slot for slot in (ring.acquire() for _ in range(MOST_WORKERS)) if slot is not None]
-    for number, slot in enumerate(slots):
-        rng = np.random.default_rng(number)
-        slot.electrons[...] = rng.poisson(_DOSE_E_PER_PX, (side, side))
-    alone = [_alone(restorer, binning, slots[0], turns) for binning in _BINNINGS]
-    together = _together(restorer, slots, turns)
-    whole, part = _display(slots[0], ring)
-    return " | ".join(
-        [f"{side:5}", f"{whole:5.1f}", f"{part:5.1f}"] + [f"{ms:7.1f}" for ms in (*alone, together)]
-    )
-
-
-def _display(slot: Slot, ring: FrameRing) -> tuple[float, float]:
-    slot.restored[...] = slot.electrons
-    slot.is_restored = True
-    height, width = slot.electrons.shape
-    levels = PaneLevels(True, 0.0, 10.0, 0.5, 99.5)
-    left, top = 0.4 * width, 0.4 * height
-    part = (left, min(width, left + _PANE_PX), top, min(height, top + _PANE_PX))
-    requests = (
-        RenderRequest(0, levels, levels, shrink=max(1, width // _PANE_PX)),
-        RenderRequest(0, levels, levels, visible=part, visible_of=(height, width)),
-    )
-
-    def show(request: RenderRequest) -> Callable[[], object]:
-        return lambda: render(DeviceFrame.copy_of(slot, ring.backend, _INFO), request)
-
-    return median_ms(show(requests[0])), median_ms(show(requests[1]))
+    backend = open_backend("cpu")
+    for side in sizes:
+        ring = FrameRing(backend, MOST_WORKERS, (side, side), np.dtype(np.uint16))
+        slots = [slot for slot in (ring.acquire() for _ in range(MOST_WORKERS)) if slot is not None]
+        for number, slot in enumerate(slots):
+            rng = np.random.default_rng(number)
+            slot.electrons[...] = rng.poisson(_DOSE_E_PER_PX, (side, side))
+        restored = [_alone(restorer, binning, slots[0], turns) for binning in _BINNINGS]
+        restored.append(_together(restorer, slots, turns))
+        slots[0].is_restored = True
+        shown = [median_ms(display_work(slots[0], backend, closely)) for closely in (False, True)]
+        figures = [f"{ms:5.1f}" for ms in shown] + [f"{ms:7.1f}" for ms in restored]
+        yield " | ".join([f"{side:5}", *figures])
 
 
 def _alone(restorer: Restorer, binning: int, slot: Slot, turns: int) -> float:
@@ -118,15 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     share_one_heap()
     keep_memory()
     arithmetic_threads()
-    sys.stdout.write(" side | whole |  part |    full |  bin 2 |  bin 4 | two at once (ms)\n")
-    try:
-        for side in options.sides:
-            sys.stdout.write(study(side, options.model, options.turns) + "\n")
-            sys.stdout.flush()
-    except TemLiveError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+    return print_lines(study(options.sides, options.model, options.turns))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 from arguments import positive
+from printing import print_lines
 
-from tem_live.errors import TemLiveError
 from tem_live.threads import let_threads_sleep, switch_quickly
 
 _LOOKS_PER_S = 30.0
@@ -134,7 +134,7 @@ def _package() -> list[Path]:
     return [Path(module.__file__).resolve().parent for module in found if module.__file__]
 
 
-def measure(profile: str, overrides: Sequence[str], seconds: float) -> list[str]:
+def measure(profile: str, overrides: Sequence[str], seconds: float) -> Iterator[str]:
     """Run a session; a line for each place, those held longest first."""
     with timed_locks() as places, tempfile.TemporaryDirectory() as folder:
         from tem_live.session import open_session
@@ -164,14 +164,13 @@ def measure(profile: str, overrides: Sequence[str], seconds: float) -> list[str]
                 over.set()
                 watcher.join()
                 session.stop()
-    lines = [f"{'made at':40} a second   held: median   99 %  longest | waited: longest (ms)"]
-    ordered = sorted(told.items(), key=lambda item: -item[1][3])
-    lines += [
-        f"{name:40} {rate:8.1f} {median:14.3f} {p99:6.2f} {longest:8.2f} | {waited:8.2f}"
-        for name, (rate, median, p99, longest, waited) in ordered
-        if rate
-    ]
-    return [*lines, f"{stats.fps:.1f} frames/s, {stats.restore_fps:.1f} restored, recording"]
+    yield f"{'made at':40} a second   held: median   99 %  longest | waited: longest (ms)"
+    for name, figures in sorted(told.items(), key=lambda item: -item[1][3]):
+        rate, median, p99, longest, waited = figures
+        if rate:
+            held = f"{median:14.3f} {p99:6.2f} {longest:8.2f}"
+            yield f"{name:40} {rate:8.1f} {held} | {waited:8.2f}"
+    yield f"{stats.fps:.1f} frames/s, {stats.restore_fps:.1f} restored, recording"
 
 
 def _figures(place: Place, seconds: float) -> tuple[float, float, float, float, float]:
@@ -191,12 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     let_threads_sleep()
     switch_quickly()
-    try:
-        sys.stdout.write("\n".join(measure(options.profile, options.set, options.seconds)) + "\n")
-    except TemLiveError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+    return print_lines(measure(options.profile, options.set, options.seconds))
 
 
 if __name__ == "__main__":

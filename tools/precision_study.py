@@ -10,24 +10,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 from arguments import count
+from printing import print_lines
 
-from tem_live.errors import InputError, TemLiveError
+from tem_live.errors import InputError
 from tem_live.models import cameras, load_restorer, scores, testscenes
 from tem_live.models.evaluate import CAMERAS
 
 _DOSES_E_PER_PX = (1.0, 5.0, 20.0, 100.0)
 
 
-def study(model: str, size: int, precision: str) -> list[str]:
+def study(model: str, size: int, precision: str) -> Iterator[str]:
     """A line for each camera and dose."""
     if size < 32:
         raise InputError(f"scenes of {size} px are too small; take 32 or more")
     quick = load_restorer(model, "cpu", precision)  # type: ignore[arg-type]
     exact = load_restorer(model, "cpu", "float32")
-    lines = [f"{model}: {quick.precision} by {quick.engine} over float32, {size} x {size}"]
+    yield f"{model}: {quick.precision} by {quick.engine} over float32, {size} x {size}"
     for camera, parameters in CAMERAS.items():
         for dose in _DOSES_E_PER_PX:
             ratios, distances = [], []
@@ -39,11 +41,10 @@ def study(model: str, size: int, precision: str) -> list[str]:
                 ratios.append(scores.mse(truth, found) / scores.mse(truth, right))
                 distances.append(float(np.sqrt(np.mean((found - right) ** 2)) / frame.std()))
             mean = float(np.exp(np.mean(np.log(ratios))))
-            lines.append(
+            yield (
                 f"{camera:8} {dose:5g} e-/px  {mean:.4f} (worst {max(ratios):.4f})  "
                 f"difference {np.mean(distances):.4f} of the noise"
             )
-    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,12 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=count, default=512)
     parser.add_argument("--precision", default="auto", choices=("auto", "int8", "float16"))
     options = parser.parse_args(argv)
-    try:
-        sys.stdout.write("\n".join(study(options.model, options.size, options.precision)) + "\n")
-    except TemLiveError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+    return print_lines(study(options.model, options.size, options.precision))
 
 
 if __name__ == "__main__":
