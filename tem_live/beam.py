@@ -27,7 +27,9 @@ from tem_live.state import BeamState
 from tem_live.supervisor import Supervisor, last_report
 
 SUPERVISOR_STARTS_S = 20.0
-_UNWATCHED = "no second process watches over the beam: it stays on if this program is killed"
+_UNWATCHED = (
+    "no second process watches over the beam: it stays on if this program is killed or hangs"
+)
 
 
 class Beam:
@@ -128,18 +130,28 @@ class Beam:
 
     # ----------------------------------------------------------------------------- the supervisor
 
-    def watch_over(self) -> None:
-        """Have the beam blanked if this process is killed, where there is a beam."""
+    def watch_over(self, on_blanked: Callable[[], None]) -> None:
+        """Have the beam blanked if this process is killed or hangs, where there is a beam.
+
+        Parameters
+        ----------
+        on_blanked : callable
+            Called from another thread where it hung, and goes on.
+        """
         column = self._column
         if self.parts.blanker is None or (isinstance(column, Simulated) and column.simulated):
             return
+        self.tell_last_report()
+        try:
+            self._supervisor = Supervisor(self._profile, on_blanked)
+        except OSError as error:
+            self._tell("warning", f"{_UNWATCHED} ({error})")
+
+    def tell_last_report(self) -> None:
+        """Tell what a supervisor did for this program, or for the one before."""
         report = last_report()
         if report is not None:
             self._tell("warning" if report.error is None else "error", str(report))
-        try:
-            self._supervisor = Supervisor(self._profile)
-        except OSError as error:
-            self._tell("warning", f"{_UNWATCHED} ({error})")
 
     def await_supervisor(self) -> None:
         """Wait until the supervisor watches; where it does not, the user is told once."""

@@ -210,7 +210,7 @@ class Session:
                 counting=profile.camera.counting,
                 most_loss=profile.dose.coincidence_loss,
             )
-            self._beam.watch_over()
+            self._beam.watch_over(self._on_blanked_for_us)
             self._writer = Writer(self._on_recording_error)
             self._closing.callback(self._writer.shut_down)
             self._recording = LiveRecording(
@@ -1245,6 +1245,11 @@ class Session:
             self._acquisition.request_stop(f"error: {error}", error)
         else:
             self._tell("error", str(error))
+
+    def _on_blanked_for_us(self) -> None:
+        """The process hung, and the supervisor blanked the beam meanwhile."""
+        self._beam.tell_last_report()
+        self.blank_now()
 
     def _on_ledger_error(self, error: RecordingError) -> None:
         # A session that is being closed has blanked the beam, and may have let go of the column.

@@ -1,46 +1,67 @@
-"""A second process that blanks the beam when the program is gone.
+"""A second process that blanks the beam when the program is gone or stands still.
 
-A program that is killed cannot clean up after itself. `Supervisor` starts ``python -m
-tem_live.supervisor`` beside a session and holds one end of a pipe. When the operating system closes
-that end, because the session's process has ended however it did, the supervisor connects to the
-column by the same profile and blanks the beam. A session that ends in order says so first.
+A program that is killed cannot clean up after itself, and one that hangs does not even notice.
+`Supervisor` starts ``python -m tem_live.supervisor`` beside a session, holds one end of a pipe, and
+gives a sign of life over it every second.
+
+- When the operating system closes that end, because the session's process has ended however it
+  did, the supervisor connects to the column by the same profile and blanks the beam. A session that
+  ends in order says so first.
+- When no sign has come for `SILENCE_S`, it does the same beside the program. Where the column takes
+  no second connection, as a serial port, the program is ended: it is of no use any more, and what
+  it recorded so far is on the disk.
 
 It cannot help where the host itself stops, where both processes are killed at once, or where the
 column does not answer: a blanker with a fail-safe of its own is better. What it did is told on the
-terminal, and by `last_report` to the next session.
+terminal, and by `last_report` to the next session; to this one if it goes on after all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 import platformdirs
+from pydantic import BaseModel
 
 from tem_live.drivers.protocols import Blanker, Camera, Column
 from tem_live.errors import TemLiveError
 from tem_live.instrument import make_camera, make_column
 from tem_live.profiles import Profile
 
+SILENCE_S = 15.0
+"""A program that gives no sign for so long stands still. What it does in Python it does in parts of
+milliseconds, and what takes longer lets other threads go on."""
+
+_BEAT_S = 1.0
 _READY = "ready"
+_BLANKED = "blanked"
 _RELEASE = "release"
+_ALIVE = "alive"
+_END = ""
 _GIVE_UP_S = 60.0
+# A host that slept wakes the supervisor first, perhaps.
+_GRACE_S = 3.0
+# How long it is tried beside a program that stands still.
+_BESIDE_S = 3.0
 _RETRY_S = 0.5
 _ENDS_S = 5.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a supervisor did when its program was gone.
+    """What a supervisor did when its program was gone or stood still.
 
     Attributes
     ----------
@@ -50,17 +71,20 @@ class Report:
         Name of the instrument's profile.
     error : str or None
         Why the beam could not be blanked; None where it was.
+    program : str
+        What became of the program, as the end of a sentence.
     """
 
     at: str
     profile: str
     error: str | None
+    program: str = "ended without a word"
 
     def __str__(self) -> str:
         if self.error is None:
-            return f"the program ended without a word at {self.at}; the beam was blanked for it"
+            return f"the program {self.program} at {self.at}; the beam was blanked for it"
         return (
-            f"the program ended without a word at {self.at}, and THE BEAM COULD NOT BE BLANKED, "
+            f"the program {self.program} at {self.at}, and THE BEAM COULD NOT BE BLANKED, "
             f"close the valves: {self.error}"
         )
 
@@ -72,6 +96,9 @@ class Supervisor:
     ----------
     profile : Profile
         Whose column is to be blanked.
+    on_blanked : callable
+        Called, from a thread of its own, where this program stood still, the beam was blanked for
+        it, and it goes on nevertheless.
 
     Raises
     ------
@@ -79,7 +106,9 @@ class Supervisor:
         No process can be started.
     """
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, on_blanked: Callable[[], None]) -> None:
+        self._on_blanked = on_blanked
+        self._over = threading.Event()
         self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._ready = False
         flags = 0
@@ -99,8 +128,11 @@ class Supervisor:
             target=self._listen, name="tem-live supervisor", daemon=True
         )
         self._listener.start()
-        with contextlib.suppress(OSError):
-            self._say(profile.model_dump_json())
+        watched = _Watched(profile=profile, process=os.getpid(), silence_s=SILENCE_S)
+        self._heart = threading.Thread(
+            target=self._live, args=(watched,), name="tem-live sign of life", daemon=True
+        )
+        self._heart.start()
 
     @property
     def alive(self) -> bool:
@@ -124,6 +156,12 @@ class Supervisor:
         """
         stdin = self._process.stdin
         assert stdin is not None
+        self._over.set()
+        self._heart.join(_ENDS_S)
+        if self._heart.is_alive():
+            # It takes nothing any more, and would not take what comes now.
+            self._process.kill()
+            self._heart.join()
         if not stdin.closed:
             with contextlib.suppress(OSError):
                 if blanked:
@@ -148,12 +186,21 @@ class Supervisor:
         stdin.write(line + "\n")
         stdin.flush()
 
+    def _live(self, watched: _Watched) -> None:
+        with contextlib.suppress(OSError):
+            self._say(watched.model_dump_json())
+            while not self._over.wait(_BEAT_S):
+                self._say(_ALIVE)
+
     def _listen(self) -> None:
         stdout = self._process.stdout
         assert stdout is not None
         with stdout:
             for line in stdout:
-                self._said.put(line.strip())
+                if line.strip() == _BLANKED:
+                    self._on_blanked()
+                else:
+                    self._said.put(line.strip())
         self._said.put("")
 
 
@@ -168,25 +215,84 @@ def last_report() -> Report | None:
     return found
 
 
+class _Watched(BaseModel):
+    """What the program says of itself."""
+
+    profile: Profile
+    process: int
+    silence_s: float
+
+
 def main() -> int:
     """The supervisor's process; returns its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        profile = Profile.model_validate_json(sys.stdin.readline())
-        camera = make_camera(profile)
-        column = make_column(profile, camera)
+        watched = _Watched.model_validate_json(sys.stdin.readline())
+        camera = make_camera(watched.profile)
+        column = make_column(watched.profile, camera)
     except (TemLiveError, ValueError) as error:
         sys.stderr.write(f"tem-live supervisor: it cannot watch: {error}\n")
         return 2
     # Not by isinstance: that would ask a column that is not open whether it is blanked.
     if column is None or not hasattr(column, "set_blanked"):
         return 2
-    sys.stdout.write(_READY + "\n")
-    sys.stdout.flush()
-    if sys.stdin.readline().strip() == _RELEASE:
-        return 0
-    error_text = _blank(camera, column)
-    report = Report(datetime.now().isoformat(timespec="seconds"), profile.name, error_text)
+    heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+    hearing = threading.Thread(target=_hear, args=(heard,), daemon=True)
+    hearing.start()
+    _say(_READY)
+    status = _watch(watched, heard, camera, column)
+    # Python does not end well while a thread waits for its standard input.
+    hearing.join(_ENDS_S)
+    return status
+
+
+def _watch(watched: _Watched, heard: queue.SimpleQueue[str], camera: Camera, column: Column) -> int:
+    """Until the program has ended, or was; returns the exit status."""
+    word: str | None = _ALIVE
+    while True:
+        # Once it stands still, nothing more is done until there is a sign of it again.
+        word = heard.get() if word is None else _next(heard, watched.silence_s)
+        if word == _RELEASE:
+            return 0
+        if word == _END:
+            return _report(watched, _blank(camera, column, _GIVE_UP_S))
+        if word is None:
+            if _blank(camera, column, _BESIDE_S) is not None:
+                with contextlib.suppress(OSError):
+                    # Windows, which has no SIGKILL, ends a process by any other signal.
+                    os.kill(watched.process, getattr(signal, "SIGKILL", signal.SIGTERM))
+                error = _blank(camera, column, _GIVE_UP_S)
+                return _report(watched, error, "stood still, and was ended,")
+            _report(watched, None, "stood still")
+            _let_go(camera, column)
+            _say(_BLANKED)
+
+
+def _hear(heard: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        heard.put(line.strip())
+    heard.put(_END)
+
+
+def _next(heard: queue.SimpleQueue[str], silence_s: float) -> str | None:
+    """What the program says, `_END` at its end; None where it says nothing for so long."""
+    for seconds in (silence_s, _GRACE_S):
+        with contextlib.suppress(queue.Empty):
+            return heard.get(timeout=seconds)
+    return None
+
+
+def _say(word: str) -> None:
+    # Nobody may be there to hear it.
+    with contextlib.suppress(OSError):
+        sys.stdout.write(word + "\n")
+        sys.stdout.flush()
+
+
+def _report(watched: _Watched, error: str | None, program: str = "ended without a word") -> int:
+    """Tell the terminal and the next session; returns the exit status."""
+    at = datetime.now().isoformat(timespec="seconds")
+    report = Report(at, watched.profile.name, error, program)
     path = _report_path()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,12 +300,12 @@ def main() -> int:
     # The terminal may be gone with the program.
     with contextlib.suppress(OSError):
         sys.stderr.write(f"tem-live supervisor: {report}\n")
-    return 0 if error_text is None else 3
+    return 0 if error is None else 3
 
 
-def _blank(camera: Camera, column: Column) -> str | None:
+def _blank(camera: Camera, column: Column, give_up_s: float) -> str | None:
     """Blank, again and again until it succeeds; returns what kept it from that, at last."""
-    deadline = time.monotonic() + _GIVE_UP_S
+    deadline = time.monotonic() + give_up_s
     while True:
         try:
             try:
@@ -214,13 +320,17 @@ def _blank(camera: Camera, column: Column) -> str | None:
             text = " ".join(str(error).split())
         else:
             return None
+        # A port or a server may need a moment to notice that its client is gone.
+        _let_go(camera, column)
         if time.monotonic() > deadline:
             return text
-        # A port or a server may need a moment to notice that its client is gone.
-        for device in (column, camera):
-            with contextlib.suppress(Exception):
-                device.close()
         time.sleep(_RETRY_S)
+
+
+def _let_go(camera: Camera, column: Column) -> None:
+    for device in (column, camera):
+        with contextlib.suppress(Exception):
+            device.close()
 
 
 def _report_path() -> Path:

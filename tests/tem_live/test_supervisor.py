@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import zarr
 
 from tem_live.drivers.sim_serial import SimulatedUniblitz
+from tem_live.recovery import recover
 from tem_live.session import Session, open_session
 from tem_live.supervisor import Report, Supervisor, last_report
 from tests.drivers.instruments.cable import Cable
@@ -26,6 +28,22 @@ session = open_session("sim-uniblitz", [f"column.port={sys.argv[1]}", "restorer.
 session.start()
 print(session._beam._supervisor._process.pid, flush=True)
 time.sleep(600)
+"""
+
+HANGING_PROGRAM = """
+import ctypes, sys, time
+import tem_live.supervisor
+from tem_live.session import open_session
+tem_live.supervisor.SILENCE_S = 1.5
+folder = sys.argv[2]
+session = open_session("sim-uniblitz", [f"column.port={sys.argv[1]}", "restorer.model=none"])
+session.record(folder)
+session.start()
+while session.stats().recorded < 5:
+    time.sleep(0.01)
+print("hangs", flush=True)
+# Keeps the interpreter's lock.
+ctypes.PyDLL(None).sleep(600)
 """
 
 WINDOW = """
@@ -120,6 +138,76 @@ def test_a_killed_window_leaves_the_beam_blanked(shutter: Shutter, tmp_path: Pat
     assert found[0].error is None
 
 
+def test_a_program_that_hangs_is_ended_and_the_beam_blanked(
+    shutter: Shutter, tmp_path: Path
+) -> None:
+    recording = tmp_path / "hung.zarr"
+    command = [sys.executable, "-c", HANGING_PROGRAM, shutter.cable.port, str(recording)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "hangs\n"
+            assert not shutter.closed
+            # The port is the program's: nobody else can send the command.
+            assert shutter.wait(closed=True)
+            assert process.wait(AMPLE_S) == -signal.SIGKILL
+        finally:
+            process.kill()
+    found: list[Report] = []
+    assert eventually(lambda: (r := last_report()) is not None and not found.append(r))
+    assert "stood still, and was ended, at" in str(found[0])
+    assert found[0].error is None
+    recover(recording)
+    assert zarr.open_group(recording, mode="r")["raw/0"].shape[0] >= 5
+
+
+def test_a_program_that_goes_on_after_all_is_told(
+    shutter: Shutter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_session("sim-uniblitz", ["restorer.model=none"]) as session:
+        profile = session.profile.model_copy(
+            update={
+                "column": session.profile.column.model_copy(update={"port": shutter.cable.port})
+            }
+        )
+    monkeypatch.setattr("tem_live.supervisor.SILENCE_S", 0.5)
+    monkeypatch.setattr("tem_live.supervisor._BEAT_S", 600.0)
+    told = threading.Event()
+    shutter.closed = False
+    supervisor = Supervisor(profile, told.set)
+    try:
+        assert supervisor.wait_ready(AMPLE_S)
+        assert shutter.wait(closed=True)
+        assert told.wait(AMPLE_S)
+        report = last_report()
+        assert report is not None
+        assert "the program stood still at" in str(report)
+        # It watches on.
+        assert supervisor.alive
+    finally:
+        supervisor.release()
+    assert supervisor._process.returncode == 0
+    assert last_report() is None
+
+
+def test_a_session_that_stood_still_keeps_the_beam_off(shutter: Shutter, tmp_path: Path) -> None:
+    folder = tmp_path / "tem_live"
+    folder.mkdir()
+    with session_on(shutter) as session:
+        session.start()
+        assert shutter.wait(closed=False)
+        (folder / "supervisor.json").write_text(
+            '{"at": "2026-05-01T12:00:00", "profile": "p", "error": null, "program": "stood still"}'
+        )
+        supervisor = session._beam._supervisor
+        assert supervisor is not None
+        supervisor._on_blanked()
+        assert shutter.closed
+        assert session.blanked is True
+        session.stop()
+        assert any("stood still at 2026-05-01" in text for _, text in session.messages)
+
+
 def test_the_next_session_tells(shutter: Shutter, tmp_path: Path) -> None:
     folder = tmp_path / "tem_live"
     folder.mkdir()
@@ -208,7 +296,7 @@ def test_a_profile_that_it_cannot_read_ends_it(capfd: pytest.CaptureFixture[str]
         profile = session.profile.model_copy(
             update={"column": session.profile.column.model_copy(update={"driver": "gone"})}
         )
-    supervisor = Supervisor(profile)
+    supervisor = Supervisor(profile, lambda: None)
     assert not supervisor.wait_ready(AMPLE_S)
     supervisor.release()
     assert "no such column driver" in capfd.readouterr().err
