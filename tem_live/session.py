@@ -1249,7 +1249,9 @@ class Session:
     def _on_blanked_for_us(self) -> None:
         """The process hung, and the supervisor blanked the beam meanwhile."""
         self._beam.tell_last_report()
-        self.blank_now()
+        # It may have hung before there was a camera to tell of.
+        if self._beam.blank_now() and hasattr(self, "_acquisition"):
+            self._announce()
 
     def _on_ledger_error(self, error: RecordingError) -> None:
         # A session that is being closed has blanked the beam, and may have let go of the column.

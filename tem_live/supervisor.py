@@ -7,9 +7,9 @@ gives a sign of life over it every second.
 - When the operating system closes that end, because the session's process has ended however it
   did, the supervisor connects to the column by the same profile and blanks the beam. A session that
   ends in order says so first.
-- When no sign has come for `SILENCE_S`, it does the same beside the program. Where the column takes
-  no second connection, as a serial port, the program is ended: it is of no use any more, and what
-  it recorded so far is on the disk.
+- When no sign has come for `SILENCE_S` and a little more, it does the same beside the program. Where
+  the column takes no second connection, as a serial port, the program is ended: it is of no use any
+  more, and what it recorded so far is on the disk.
 
 It cannot help where the host itself stops, where both processes are killed at once, or where the
 column does not answer: a blanker with a fail-safe of its own is better. What it did is told on the
@@ -258,14 +258,21 @@ def _watch(watched: _Watched, heard: queue.SimpleQueue[str], camera: Camera, col
             return _report(watched, _blank(camera, column, _GIVE_UP_S))
         if word is None:
             if _blank(camera, column, _BESIDE_S) is not None:
-                with contextlib.suppress(OSError):
-                    # Windows, which has no SIGKILL, ends a process by any other signal.
-                    os.kill(watched.process, getattr(signal, "SIGKILL", signal.SIGTERM))
-                error = _blank(camera, column, _GIVE_UP_S)
-                return _report(watched, error, "stood still, and was ended,")
+                what = _end(watched.process)
+                return _report(watched, _blank(camera, column, _GIVE_UP_S), what)
             _report(watched, None, "stood still")
             _let_go(camera, column)
             _say(_BLANKED)
+
+
+def _end(process: int) -> str:
+    """End the program; returns what became of it, as `Report` has it."""
+    try:
+        # Windows, which has no SIGKILL, ends a process by any other signal.
+        os.kill(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+    except OSError as error:
+        return f"stood still, could not be ended ({error})"
+    return "stood still, and was ended,"
 
 
 def _hear(heard: queue.SimpleQueue[str]) -> None:
