@@ -7,7 +7,7 @@ gives a sign of life over it every second.
 - When the operating system closes that end, because the session's process has ended however it
   did, the supervisor connects to the column by the same profile and blanks the beam. A session that
   ends in order says so first.
-- When no sign has come for `SILENCE_S` and a little more, it does the same beside the program. Where
+- When no sign has come for `SILENCE_S` and a little, it does the same beside the program. Where
   the column takes no second connection, as a serial port, the program is ended: it is of no use any
   more, and what it recorded so far is on the disk.
 
