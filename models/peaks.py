@@ -16,6 +16,7 @@ import torch
 from scipy.fft import next_fast_len
 from torch import Tensor
 
+from tem_live.models.larger_plane import LargerPlane
 from tem_live.models.planes import (
     Enlarged,
     add_cells,
@@ -127,15 +128,14 @@ def fitted_waves(
     height, width = image.shape
     tall, wide = (int(next_fast_len(round(_LONGER * side), real=True)) for side in image.shape)
     columns, noise = _noise_around(peaks, log, excess, (height, width), (tall, wide))
-    plane = _Plane(height, width, tall, wide, columns)
+    plane = LargerPlane((height, width), (tall, wide), columns)
     found = plane.coefficients(image)
     # 0 of 0 is no number.
     share = (1.0 - noise / power_of(found)).nan_to_num_(0.0)
     believed = share > 0.0
     fitted = torch.zeros_like(found)
     fitted[believed] = _fitted(plane, believed, found[believed], share[believed])
-    waves = torch.empty((height, width), device=image.device)
-    plane.draw(fitted, waves)
+    waves = plane.draw(fitted)
     taken = (plane.weight.expand(believed.shape) * share * noise)[believed].sum()
     taken = taken / (_FLANK * height * width * tall * wide)
     return _where_they_are(image, waves), taken
@@ -164,62 +164,7 @@ def _noise_around(
     return columns, noise[down].index_select(1, place[columns])
 
 
-class _Plane:
-    """A plane around the frame, of which a few columns of the spectrum are looked at.
-
-    Along y they alone are transformed.
-    """
-
-    def __init__(self, height: int, width: int, tall: int, wide: int, columns: Tensor) -> None:
-        self._height, self._width, self._wide, self._columns = height, width, wide, columns
-        self._tall = tall
-        device = columns.device
-        single = (columns == 0) | (2 * columns == wide)
-        self.weight = torch.where(single, 1.0, 2.0)
-        """float32 (K,): each column but the first and the last of the spectrum stands for two."""
-        self._strips = list(strips(height, wide, device))
-        # The other columns stay zero, whatever rows are drawn.
-        rows, half = self._strips[0].stop, wide // 2 + 1
-        self._whole = torch.zeros((rows, half), dtype=torch.complex64, device=device)
-
-    def coefficients(self, image: Tensor) -> Tensor:
-        """Those of the frame (H, W) with zeros around it, complex64 (rows, K)."""
-        lines = self._no_lines()
-        for rows in self._strips:
-            lines[rows] = self._across(image[rows])
-        found: Tensor = torch.fft.fft(lines, dim=0)
-        return found
-
-    def draw(self, coefficients: Tensor, image: Tensor) -> None:
-        """Write to the frame (H, W) what coefficients make where it is."""
-        lines = torch.fft.ifft(coefficients, dim=0)
-        for rows in self._strips:
-            image[rows] = self._rows(lines[rows])
-
-    def seen(self, coefficients: Tensor) -> Tensor:
-        """Coefficients of what coefficients make where the frame is, with zeros around it."""
-        lines, seen = torch.fft.ifft(coefficients, dim=0), self._no_lines()
-        for rows in self._strips:
-            seen[rows] = self._across(self._rows(lines[rows]))
-        found: Tensor = torch.fft.fft(seen, dim=0)
-        return found
-
-    def _no_lines(self) -> Tensor:
-        shape = (self._tall, len(self._columns))
-        return torch.zeros(shape, dtype=torch.complex64, device=self._columns.device)
-
-    def _across(self, rows: Tensor) -> Tensor:
-        found: Tensor = torch.fft.rfft(rows, n=self._wide, dim=1)
-        return found.index_select(1, self._columns)
-
-    def _rows(self, lines: Tensor) -> Tensor:
-        whole = self._whole[: len(lines)]
-        whole[:, self._columns] = lines
-        drawn: Tensor = torch.fft.irfft(whole, n=self._wide, dim=1)
-        return drawn[:, : self._width]
-
-
-def _fitted(plane: _Plane, believed: Tensor, found: Tensor, share: Tensor) -> Tensor:
+def _fitted(plane: LargerPlane, believed: Tensor, found: Tensor, share: Tensor) -> Tensor:
     """Coefficients whose waves are closest to the frame, each believed to its share.
 
     Conjugate gradients with the share as preconditioner (Shewchuk, 1994, "An introduction to the
@@ -257,6 +202,7 @@ def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
     they differ from it by more than their own standard error.
     """
     height, width = waves.shape
+    half = -(-height // 2), -(-width // 2)
     fields: list[Enlarged] = []
     last_px = 1
     for cell_px, doubt in reversed(_CELLS):
@@ -269,9 +215,11 @@ def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
         amplitude.div_(weight).clamp_(0.0, _MOST)
         # In the place of the weight: the variance of the amplitude.
         weight.reciprocal_().mul_(doubt / (3 * cell_px) ** 2)
-        fields.insert(0, Enlarged(means, cell_px, width))
+        fields.insert(0, Enlarged(means, cell_px // 2, half[1]))
         last_px = cell_px
-    for rows in strips(height, width, waves.device, last_px):
+    # At every second pixel: with the smallest cells twice as far apart it is still smooth.
+    amplitudes = torch.empty((1, *half), device=waves.device)
+    for rows in strips(*half, waves.device, _CELLS[0][0]):
         believed: Tensor | float = 1.0
         for field in fields:
             variance, local = field.rows(rows)
@@ -280,8 +228,8 @@ def _where_they_are(image: Tensor, waves: Tensor) -> Tensor:
             # believed + difference * square / (square + variance), with fewer steps
             variance.addcmul_(difference, difference)
             believed = local.addcdiv_(rest, variance, value=-1.0)
-        waves[rows] *= believed
-    return waves
+        amplitudes[0, rows] = believed
+    return _times(waves, amplitudes, 2)
 
 
 def unless_weak(waves: Tensor, noise: Tensor) -> Tensor:
@@ -294,8 +242,14 @@ def unless_weak(waves: Tensor, noise: Tensor) -> Tensor:
     sums = cell_sums(line_sums([(waves, waves)], _WEAK_PX), _WEAK_PX)
     power = sums / pixels_in_cells(height, width, _WEAK_PX, waves.device)
     over = (_three_by_three(power) / (_WEAK * noise).clamp_min(_TINY)).pow_(_STEEP)
-    field = Enlarged(1.0 - 1.0 / (1.0 + over), _WEAK_PX, width)
-    for rows in strips(height, width, waves.device, _WEAK_PX):
+    return _times(waves, 1.0 - 1.0 / (1.0 + over), _WEAK_PX)
+
+
+def _times(waves: Tensor, cells: Tensor, cell_px: int) -> Tensor:
+    """Waves (H, W) times what cells (1, h, w) become when they are enlarged; in place."""
+    height, width = waves.shape
+    field = Enlarged(cells, cell_px, width)
+    for rows in strips(height, width, waves.device, cell_px):
         waves[rows] *= field.rows(rows)[0]
     return waves
 

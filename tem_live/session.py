@@ -73,7 +73,13 @@ from tem_live.pipeline import Acquisition, Processor, Stream, Writer, take_all
 from tem_live.profiles import RESTORE_BINNINGS, Profile, load_profile
 from tem_live.raw_frames import each_raw, mean_counts
 from tem_live.state import Frame, FrameInfo, RunStats, SessionState
-from tem_live.threads import keep_memory, let_threads_sleep, return_memory
+from tem_live.threads import (
+    keep_memory,
+    let_threads_sleep,
+    return_memory,
+    set_objects_aside,
+    take_objects_back,
+)
 from tem_live.view import View
 from tem_live.whereabouts import Field, Whereabouts
 
@@ -733,6 +739,7 @@ class Session:
                 raise RefusedError("a run is going on; stop it first")
             if self._lost:
                 self._reconnect()
+            set_objects_aside()
             try:
                 self._beam.check_detector()
                 self._guard.run_begins()
@@ -742,6 +749,7 @@ class Session:
                 self._acquisition.start(frames, seconds, lambda: self._beam.let_on(since)).result()
             except BaseException:
                 self._beam.blank_quietly()
+                take_objects_back()
                 raise
         self._announce()
 
@@ -1204,6 +1212,7 @@ class Session:
 
     def _on_stopped(self, reason: str) -> None:
         self._recording.forget()
+        take_objects_back()
         if reason.startswith("error: "):
             self._lost = True
             # A recording that fails is told at once, before its run has ended.

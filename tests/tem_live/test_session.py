@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -54,6 +55,10 @@ class Slow:
 
 def threads() -> set[str]:
     return {t.name for t in threading.enumerate() if t.name.startswith("tem-live")}
+
+
+def _fails(frames: int | None = None) -> None:
+    raise DeviceError("the camera does not start")
 
 
 def run_to_end(session: Session, frames: int | None = None) -> None:
@@ -109,6 +114,20 @@ def test_seconds_end_a_run(fake_session: Opener):
     session.start(seconds=0.2)
     assert session.wait(5)
     assert session.stats().stop_reason == "seconds"
+
+
+def test_old_objects_are_not_looked_through_in_a_run(
+    fake_session: Opener, camera: FakeCamera, monkeypatch: pytest.MonkeyPatch
+):
+    session = fake_session()
+    session.start()
+    assert gc.get_freeze_count() > 10_000
+    session.stop()
+    assert gc.get_freeze_count() == 0
+    monkeypatch.setattr(camera, "start", _fails)
+    with pytest.raises(DeviceError):
+        session.start()
+    assert gc.get_freeze_count() == 0
 
 
 def test_two_runs_at_once_are_refused(fake_session: Opener):
