@@ -138,7 +138,8 @@ def processor_ticks() -> _Ticks | None:
     return sum(ticks), ticks[7]
 
 
-def _stolen(before: _Ticks | None, after: _Ticks | None) -> float | None:
+def stolen_share(before: _Ticks | None, after: _Ticks | None) -> float | None:
+    """Share of the processors' time that the host gave to others; of two `processor_ticks`."""
     if before is None or after is None or after[0] <= before[0]:
         return None
     return (after[1] - before[1]) / (after[0] - before[0])
@@ -169,7 +170,7 @@ def soak(session: Session, minutes: int, warm_up_s: float) -> Soaked:
                     dropped_raw=after.dropped_raw,
                     memory_MB=float(np.mean(memory)) if memory else None,
                     memory_most_MB=max(memory, default=None),
-                    stolen=_stolen(ticks, ticks_after),
+                    stolen=stolen_share(ticks, ticks_after),
                 )
             )
             before, ticks = after, ticks_after

@@ -75,9 +75,9 @@ def test_time_that_the_host_gave_to_others(
     # user nice system idle iowait irq softirq steal guest guest_nice
     stat.write_text("cpu  10 20 5 900 3 0 2 60 7 8\ncpu0 1 2 3 4 5 6 7 8 9 10\n", "ascii")
     assert soak.processor_ticks() == (1000.0, 60.0)
-    assert soak._stolen((1000.0, 60.0), (1200.0, 70.0)) == pytest.approx(0.05)
-    assert soak._stolen((1000.0, 60.0), (1000.0, 60.0)) is None
-    assert soak._stolen(None, (1000.0, 60.0)) is None
+    assert soak.stolen_share((1000.0, 60.0), (1200.0, 70.0)) == pytest.approx(0.05)
+    assert soak.stolen_share((1000.0, 60.0), (1000.0, 60.0)) is None
+    assert soak.stolen_share(None, (1000.0, 60.0)) is None
     assert soak._stolen_text(0.05) == ", 5.0% stolen"
     assert soak._stolen_text(None) == ""
 
