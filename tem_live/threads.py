@@ -78,8 +78,8 @@ def set_objects_aside() -> None:
     """Have Python's garbage collector leave alone what there is now, until `take_objects_back`.
 
     A program with torch and a camera's driver holds some 200,000 objects, nearly all of them for
-    good. Each full collection looks at every one, and no thread can use Python meanwhile: 95 ms on
-    an idle machine, 114 ms beside a run, the time of a dozen frames of a fast camera.
+    good. A full collection looks at every one, and no thread can use Python meanwhile: 95 to 114 ms
+    were measured, the time of a dozen frames of a fast camera.
     """
     gc.freeze()
 
