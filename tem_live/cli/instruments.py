@@ -118,6 +118,49 @@ def calibrate_dose(
         typer.echo(f"assumed: {text}")
 
 
+def calibrate_magnification(
+    spacing_nm: Annotated[
+        float, typer.Option("--spacing-nm", help="Known spacing of the lattice or grating.")
+    ],
+    profile: ProfileOption = "sim",
+    frames: Annotated[int, typer.Option(help="Frames to look at.")] = 8,
+    period_px: Annotated[
+        float | None,
+        typer.Option(help="Which wave has that spacing, roughly; by default the strongest."),
+    ] = None,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Measure the size of a pixel at the specimen, on a spacing that is known."""
+    from tem_live.pixel_size import strongest_waves
+    from tem_live.session import Session
+
+    for name, value in (("--spacing-nm", spacing_nm), ("--period-px", period_px)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} {value:g}: give a positive number")
+    if not 1 <= frames <= 256:
+        raise InputError(f"--frames {frames}: give 1 to 256")
+    with Session(profile_of(profile, overrides_of(set_, "none"))) as session:
+        waves = strongest_waves([frame.electrons for frame in session.frames(frames)])
+        state = session.state
+    meant = waves[0]
+    if period_px is not None:
+        meant = min(waves, key=lambda wave: abs(math.log(wave.period_px / period_px)))
+    size_nm = spacing_nm / (meant.period_px * state.binning)
+    if json_:
+        facts = {"profile": profile, "magnification": state.magnification, "frames": frames}
+        facts |= {"spacing_nm": spacing_nm, "binning": state.binning, "pixel_size_nm": size_nm}
+        show({**facts, "wave": plain(meant), "waves": [plain(wave) for wave in waves]}, True)
+        return
+    show([plain(wave) for wave in waves], False)
+    typer.echo(f"{meant.period_px:.5g} px are {spacing_nm:g} nm. For the profile:")
+    if state.magnification is None:
+        typer.echo(f"[camera]\npixel_size_nm = {size_nm:.5g}")
+    else:
+        typer.echo(f"[[magnifications]]\nmagnification = {state.magnification:.10g}")
+        typer.echo(f"pixel_size_nm = {size_nm:.5g}")
+
+
 def capture_pairs(
     short_s: Annotated[float, typer.Option("--short-s", help="Short exposure in seconds.")],
     long_s: Annotated[float, typer.Option("--long-s", help="Long exposure in seconds.")],

@@ -56,11 +56,12 @@ def _program() -> typer.Typer:
     imports.command("tk-r-em")(restorers.import_tk_r_em)
     imports.command("katsuno")(restorers.import_katsuno)
     calibrate = _group(
-        program, "calibrate", "Take dark and gain references; measure gain and dose rate."
+        program, "calibrate", "Take references; measure gain, dose rate and pixel size."
     )
     calibrate.command("dark")(instruments.calibrate_dark)
     calibrate.command("gain")(instruments.calibrate_gain)
     calibrate.command("dose")(instruments.calibrate_dose)
+    calibrate.command("magnification")(instruments.calibrate_magnification)
     capture = _group(program, "capture", "Take images to train restorers with.")
     capture.command("pairs")(instruments.capture_pairs)
     ledger = _group(program, "ledger", "What each specimen area has taken.")

@@ -45,7 +45,7 @@ def assert_one_line(err: str, *words: str) -> None:
 @pytest.mark.parametrize(
     "command",
     ["", "gui", "run", "restore", "recover", "profiles", "doctor", "bench", "train", "models list",
-     "models show", "calibrate dark", "calibrate gain"],
+     "models show", "calibrate dark", "calibrate gain", "calibrate magnification"],
 )  # fmt: skip
 def test_every_command_has_help(invoke: Invoke, command: str):
     status, out, _ = invoke(*command.split(), "--help")
