@@ -250,6 +250,16 @@ def _page_faults(work: Callable[[], object], repeats: int = 5) -> float | None:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / repeats
 
 
+def silence_profiler() -> None:
+    """Have torch's profiler not tell of itself on stderr, between the table and what goes wrong.
+
+    It reads these variables when torch is loaded, so this does nothing after that, and a choice of
+    the user's stays.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def _torch_bytes(work: Callable[[], object]) -> int:
     """Bytes of host memory that torch asks its allocator for in one call."""
     from torch.autograd.profiler import profile

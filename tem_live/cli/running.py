@@ -233,8 +233,9 @@ def bench(
             draw(measured, plot)
         show(measured, json_)
         return
-    from tem_live.bench import compared, measure
+    from tem_live.bench import compared, measure, silence_profiler
 
+    silence_profiler()
     if len(models) == 1:
         show(measure(size, device, models[0]), json_)
         return

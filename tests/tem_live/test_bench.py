@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import subprocess
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
@@ -105,6 +106,25 @@ def test_fresh_memory_is_counted():
     assert fresh is not None
     assert none is not None
     assert none + 10 < fresh
+
+
+PROFILED = """
+from tem_live.bench import _torch_bytes, silence_profiler
+silence_profiler()
+import torch
+before = torch.ones(1000)
+def work():
+    global before
+    before = torch.ones(2000)
+print(_torch_bytes(work))
+"""
+
+
+def test_the_profiler_writes_nothing_of_its_own():
+    command = [sys.executable, "-c", PROFILED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 8000
+    assert done.stderr == ""
 
 
 def test_bytes_of_torch_are_counted():
