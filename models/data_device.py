@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tem_live.models.cameras import BLURS_PX, Camera, random_camera
+from tem_live.models.data_lattices import without_lattices
 from tem_live.models.training import DataRecipe
 
 __all__ = ["Batch", "DeviceBatches", "expose", "gaussian_error"]
@@ -278,7 +279,9 @@ class DeviceBatches:
         scenes = (1.0 + _column(contrasts, self.device) * (scenes - 1.0)).clamp_min(0.0)
         cameras = [random_camera(rng, data.poisson) for _ in range(count)]
         frames, targets, sigma = expose(scenes, doses, cameras, rng, generator)
+        # Before the lattices are gone: what is left counts by its share of the whole error.
         scale = gaussian_error(targets, sigma.clamp_min(0.02))
+        without_lattices(frames, targets)
         return Batch(frames[:, None], targets[:, None], scale)
 
     def _crop(self, rng: np.random.Generator, size: int) -> Tensor:

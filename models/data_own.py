@@ -23,11 +23,10 @@ from torch.nn import functional
 
 from tem_live.models.cameras import gaussian_error
 from tem_live.models.data_device import Batch, DeviceBatches
-from tem_live.models.network import BLOCK, block_bands, conditions
+from tem_live.models.data_lattices import lattice_of
 from tem_live.models.pairs import Example
-from tem_live.models.spectrum import lattice_part
 
-__all__ = ["NoiseByExample", "OwnBatches", "lattice_of", "noise_level"]
+__all__ = ["NoiseByExample", "OwnBatches", "noise_level"]
 
 Array = npt.NDArray[np.float32]
 Restore = Callable[[Array], Array]
@@ -43,21 +42,10 @@ def noise_level(frame: Array, restored: Array) -> float:
     return float(np.std(frame - restored))
 
 
-def lattice_of(frame: Array) -> Array:
-    """The lattice that a restorer takes out of a frame; zeros where there is none.
-
-    See `tem_live.models.spectrum.lattice_part`. float32 (H, W), e-/px, mean 0.
-    """
-    whole = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))
-    height, width = (side // BLOCK * BLOCK for side in frame.shape)
-    mean = whole.mean()
-    with torch.inference_mode():
-        blocks = functional.pixel_unshuffle(whole[None, None, :height, :width], BLOCK)
-        sigma = conditions(block_bands(blocks), mean[None])[0][0]
-        found = lattice_part((whole - mean) / sigma) if sigma > 0.0 else None
-        if found is None:
-            return np.zeros_like(frame, dtype=np.float32)
-        return np.asarray((found - found.mean()).mul_(sigma).numpy(), dtype=np.float32)
+def _lattice_of(frame: Array) -> Array:
+    """float32 (H, W), e-/px; zeros where there is none."""
+    found = lattice_of(torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32)))
+    return np.zeros_like(frame, dtype=np.float32) if found is None else found.numpy()
 
 
 class NoiseByExample:
@@ -158,7 +146,7 @@ class OwnBatches:
         crop_px: int,
         seed: int,
     ) -> None:
-        lattices = [lattice_of(e.frame) for e in examples]
+        lattices = [_lattice_of(e.frame) for e in examples]
         self._examples = tuple(
             Example(e.frame - lattice, None if e.target is None else e.target - lattice)
             for e, lattice in zip(examples, lattices, strict=True)
@@ -197,7 +185,7 @@ class OwnBatches:
         return batch
 
     def _take(self, batch: Batch, place: int, made: Batch, number: int) -> None:
-        """Copy a simulated sample, mirrored on where it is smaller than the crops are."""
+        """Copy a simulated sample; where it is smaller than the crops are its edges go on."""
         number %= made.frames.shape[0]
         size = made.frames.shape[-1]
         pad = (0, max(0, self._crop - size)) * 2
