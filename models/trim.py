@@ -28,7 +28,16 @@ from tem_live.models.restorers import Restorer, load_restorer
 from tem_live.models.training import writing_to
 from tem_live.models.views import VIEWS
 
-__all__ = ["Middle", "blocks_of", "main", "network_of", "seen_middles", "trimmed", "write"]
+__all__ = [
+    "Middle",
+    "blocks_of",
+    "main",
+    "network_of",
+    "numbers",
+    "seen_middles",
+    "trimmed",
+    "write",
+]
 
 ASLEEP = 1e-4
 """Share of what a block adds, below which a channel is said to sleep."""
@@ -200,7 +209,7 @@ def _begin_anew(block: Any, fresh: Tensor, norm: float, random: torch.Generator)
 
 
 def write(network: DoseUNet, restorer: Restorer, path: Path) -> ModelCard:
-    """Write a trimmed network beside its card, both named by `path` (.safetensors)."""
+    """Write a changed network beside its card, both named by `path` (.safetensors)."""
     from safetensors.torch import save_file
 
     from tem_live.models.publish import count_gmac
@@ -214,7 +223,11 @@ def write(network: DoseUNet, restorer: Restorer, path: Path) -> ModelCard:
         update={
             "name": path.stem,
             "default": False,
-            "architecture": {**restorer.card.architecture, "middles": list(network.middles)},
+            "architecture": {
+                **restorer.card.architecture,
+                "blocks": list(network.blocks),
+                "middles": list(network.middles),
+            },
             "parameters": sum(p.numel() for p in network.parameters()),
             "gmac_512": round(count_gmac(network) * times, 2),
             "scores": (),
@@ -241,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         restorer = load_restorer(options.start, "cpu", "float32")
         network = network_of(restorer)
         # What is wrong is told before the frames are looked at, which takes its time.
-        middles = None if options.middles is None else _numbers(options.middles)
+        middles = None if options.middles is None else numbers(options.middles, "--middles")
         if middles is not None:
             if options.to is None or options.to.suffix != ".safetensors":
                 raise InputError("--to must name a .safetensors file")
@@ -264,11 +277,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str, option: str) -> list[int]:
+    """Numbers separated by commas; `InputError` names the option where they are none."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise InputError(f"--middles {text!r}: give numbers, separated by commas") from error
+        raise InputError(f"{option} {text!r}: give numbers, separated by commas") from error
 
 
 if __name__ == "__main__":

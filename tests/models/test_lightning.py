@@ -12,11 +12,12 @@ import torch
 
 from tem_live.errors import InputError
 from tem_live.models import data_scenes, load_restorer, publish, training
+from tem_live.models.data_device import Batch
 from tests.models.test_training import RECIPE, scene_bank
 
 pytest.importorskip("lightning")
 
-from tem_live.models import lightning_checkpoint, lightning_run
+from tem_live.models import lightning_checkpoint, lightning_data, lightning_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -199,6 +200,25 @@ def test_precision_losses_and_workers(tmp_path: Path, more: str, part: str) -> N
         recipe = write_recipe(tmp_path, more=more, **steps(4))
         lightning_run.train(recipe, folder, device="cpu", resume=True)
         assert state(folder)["step"] == 4
+
+
+@pytest.mark.parametrize(("cores", "thread"), [(1, "MainThread"), (64, "batches")])
+def test_batches_are_made_ahead_where_a_core_is_free(
+    monkeypatch: pytest.MonkeyPatch, cores: int, thread: str
+) -> None:
+    made: list[str] = []
+
+    class Maker:
+        def make(self, step: int, rank: int = 0) -> Batch:
+            made.append(threading.current_thread().name)
+            return Batch(torch.tensor(step), torch.tensor(rank), torch.tensor(0))
+
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    batches = iter(lightning_data._Batches(Maker(), 5, 2))
+    found = [next(batches) for _ in range(3)]
+    batches.close()
+    assert [(int(batch.frames), int(batch.targets)) for batch in found] == [(5, 2), (6, 2), (7, 2)]
+    assert set(made) == {thread}
 
 
 def test_scan_families_train(tmp_path: Path) -> None:

@@ -34,6 +34,21 @@ def test_threads_sleep_unless_the_user_chose_or_torch_is_loaded():
     assert policy(before="import torch") == "None"
 
 
+@pytest.mark.parametrize(("command", "expected"), [("train", "None"), ("run", "PASSIVE")])
+def test_only_a_training_does_not_have_its_threads_sleep(command: str, expected: str) -> None:
+    code = (
+        f"import os, sys; sys.argv = ['tem-live', {command!r}, '--help']\n"
+        "from tem_live.cli.program import main\n"
+        "try: main()\n"
+        "except SystemExit: print(os.environ.get('OMP_WAIT_POLICY'))"
+    )
+    clean = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == expected
+
+
 def test_python_threads_take_turns_quickly():
     before = sys.getswitchinterval()
     try:
