@@ -20,7 +20,7 @@ from tem_live.models.network_restorer import NetworkRestorer
 __all__ = ["VIEWS", "ViewsRestorer"]
 
 # Quarter turns, mirrored or not, and rows and columns put before the frame: a block has 4 x 4
-# pixels, a window of waves is moved by half of its side.
+# pixels.
 VIEWS: tuple[tuple[int, bool, int, int], ...] = (
     (0, False, 0, 0),
     (1, False, 2, 1),
@@ -28,12 +28,6 @@ VIEWS: tuple[tuple[int, bool, int, int], ...] = (
     (3, False, 3, 2),
     (0, True, 2, 2),
     (1, True, 0, 1),
-    (2, True, 1, 0),
-    (3, True, 3, 3),
-    (0, False, 18, 17),
-    (1, True, 17, 19),
-    (2, False, 19, 16),
-    (3, True, 16, 18),
 )
 """How the frame is shown, one entry a view; the first is the frame itself."""
 
