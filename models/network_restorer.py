@@ -27,7 +27,7 @@ from tem_live.models.waves import lattice_waves
 if TYPE_CHECKING:
     from tem_live.models.openvino_scales import Scales
 
-__all__ = ["NetworkRestorer"]
+__all__ = ["NetworkRestorer", "hits_in"]
 
 # Below this many electrons per pixel (less than any training dose) the frame is binned first.
 _LEAST_DOSE = 0.2
@@ -273,7 +273,7 @@ def _add_what_is_left(image: Tensor, residual: Tensor, level: float) -> float:
         residual -= periodic
     sums = area_sums(residual)
     # A hit would be seen in the sum of the squares around it.
-    hits = None if float(sums[1].amax()) < 0.99 * _HIT**2 else _hits(residual, image, level)
+    hits = None if float(sums[1].amax()) < 0.99 * _HIT**2 else hits_in(residual, image, level)
     if hits is not None:
         residual.masked_fill_(hits, 0.0)
         pixels -= int(hits.sum())
@@ -286,11 +286,22 @@ def _add_what_is_left(image: Tensor, residual: Tensor, level: float) -> float:
     return float(residual.sum()) / pixels
 
 
-def _hits(residual: Tensor, image: Tensor, level: float) -> Tensor | None:
-    """Pixels that no noise explains: hot ones and X-ray hits; None where there are none.
+def hits_in(residual: Tensor, image: Tensor, level: float) -> Tensor | None:
+    """Pixels that no noise explains: hot ones and X-ray hits.
 
-    The restorer has taken them out, and what they held belongs to no other pixel. All arguments
-    are in units of the noise; `level` is the mean of the frame, above which `image` is counted.
+    Parameters
+    ----------
+    residual, image : Tensor
+        float32 (H, W), what a restorer took out of a frame, and what it made of it less the frame's
+        mean, in units of the noise.
+    level : float
+        That mean, in the same unit.
+
+    Returns
+    -------
+    Tensor or None
+        bool (H, W); None where there are none. The restorer has taken them out, and what they held
+        belongs to no other pixel.
     """
     if residual.numel() < _LEAST_PIXELS:
         return None

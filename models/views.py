@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tem_live.models.macs import Work
-from tem_live.models.network_restorer import NetworkRestorer
+from tem_live.models.network_restorer import NetworkRestorer, hits_in
 
 __all__ = ["VIEWS", "ViewsRestorer"]
 
@@ -54,11 +54,17 @@ class ViewsRestorer(NetworkRestorer):
             super().prepare(view)
 
     def _specimen(self, rest: Tensor, level: float, blocks: Tensor, vector: Tensor) -> Tensor:
-        frame = rest.clone()
-        total = super()._specimen(rest, level, blocks, vector)
+        frame = shown = rest.clone()
+        total = first = super()._specimen(rest, level, blocks, vector)
         count = 1
+        hits = hits_in(rest, first, level)
+        if hits is not None:
+            # What the network makes of the pixels around a hit of hundreds of times the noise is
+            # wrong, too. This view has found the hits, the others are shown none.
+            shown = torch.where(hits, first, frame)
+            total, count = torch.zeros_like(first), 0
         for turns, mirrored, top, left in VIEWS[1:]:
-            view = torch.rot90(frame.flip(1) if mirrored else frame, turns)
+            view = torch.rot90(shown.flip(1) if mirrored else shown, turns)
             height, width = view.shape
             view = _continued(view, top, left)
             blocks, sigma, vector = self._blocks_and_noise(self._fit(view), level)
@@ -69,6 +75,8 @@ class ViewsRestorer(NetworkRestorer):
             seen = torch.rot90(seen[top : top + height, left : left + width], -turns)
             total.add_(seen.flip(1) if mirrored else seen, alpha=sigma)
             count += 1
+        if not count:
+            total, count = first, 1
         torch.sub(frame, total.div_(count), out=rest)
         return total
 
