@@ -8,6 +8,7 @@ import torch
 
 from tem_live.errors import InputError
 from tem_live.models import load_restorer, trim
+from tem_live.models.cards import write_card
 from tem_live.models.network import BLOCK, CONDITIONS, DoseUNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,9 +140,14 @@ def test_wrong_input_is_one_line(
 
 
 def test_a_network_of_borrowed_weights_gets_its_own(tmp_path: Path) -> None:
-    best = load_restorer("best", "cpu", "float32")
-    assert best.card.weights
+    fast = load_restorer("fast", "cpu", "float32")
+    trim.write(trim.network_of(fast), fast, tmp_path / "theirs.safetensors")
+    theirs = load_restorer(tmp_path / "theirs.safetensors", "cpu", "float32").card
+    card = theirs.model_copy(update={"name": "borrows", "kind": "views", "weights": "theirs"})
+    write_card(tmp_path / "borrows.json", card)
+    borrows = load_restorer(tmp_path / "borrows.safetensors", "cpu", "float32")
+    assert borrows.card.weights
     path = tmp_path / "mine.safetensors"
-    trim.write(trim.network_of(best), best, path)
+    trim.write(trim.network_of(borrows), borrows, path)
     mine = load_restorer(path, "cpu", "float32")
     assert (mine.name, mine.card.weights, mine.card.kind) == ("mine", "", "views")
