@@ -136,19 +136,23 @@ class Outcome:
 def weights_of(name: str) -> dict[str, Tensor]:
     """Weights of an installed restorer, or of a .safetensors path, to start a training from.
 
+    Of one that sees a frame from several sides they are those of a single view.
+
     Raises
     ------
     InputError
         It is not one of our networks.
     """
-    _, weights = _network_of(name)
+    _, weights = _network_of(name, ("network", "views"))
     return weights
 
 
-def _network_of(name: str) -> tuple[ModelCard, dict[str, Tensor]]:
+def _network_of(
+    name: str, kinds: Sequence[str] = ("network",)
+) -> tuple[ModelCard, dict[str, Tensor]]:
     restorer = load_restorer(Path(name) if name.endswith(".safetensors") else name, "cpu")
     network = getattr(restorer, "_network", None)
-    if restorer.card.kind != "network" or restorer.card.network != "dose_unet" or network is None:
+    if restorer.card.kind not in kinds or restorer.card.network != "dose_unet" or network is None:
         raise InputError(f"{name} is no network of ours to go on training; use fast")
     return restorer.card, {k: v.clone() for k, v in network.state_dict().items()}
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 from tem_live.errors import InputError
 from tem_live.models.scenes import random_scene
 
-__all__ = ["EXTRA_GENERATORS", "bank_name", "cells", "multislice", "recipe_scene"]
+__all__ = ["EXTRA_GENERATORS", "bank_name", "cells", "multislice", "perforated", "recipe_scene"]
 
 Array = npt.NDArray[np.float32]
 Rng = np.random.Generator
@@ -212,9 +212,64 @@ def _crystal(rng: Rng, box: float, thickness: float) -> tuple[npt.NDArray[np.flo
     return atoms + rng.normal(0.0, 0.07, atoms.shape), elements
 
 
+def perforated(rng: Rng, size: int) -> Array:
+    """Perforated support film at low magnification: holes in rows, bars, tears, dirt.
+
+    Films of a pitch of some um (Quantifoil, C-flat: 0.6 to 2 um holes, 1 to 4 um apart) at 20 to
+    250 nm a pixel; holes lie on a square or hexagonal lattice, are round or rounded squares, and
+    may be filled with ice of another thickness.
+    """
+    y, x = (a.astype(np.float32) for a in np.mgrid[0:size, 0:size])
+    pitch = float(np.exp(rng.uniform(np.log(12.0), np.log(110.0))))
+    turn = rng.uniform(0.0, np.pi)
+    u = (np.cos(turn) * x + np.sin(turn) * y) / pitch + rng.uniform(0.0, 1.0)
+    v = (np.cos(turn) * y - np.sin(turn) * x) / pitch + rng.uniform(0.0, 1.0)
+    if rng.random() < 0.3:
+        # Hexagonal: of two rectangular lattices of rows the nearer hole.
+        rows = np.sqrt(3.0)
+        near = [
+            (u - np.rint(u - s) - s, v - rows * (np.rint(v / rows - s) + s)) for s in (0.0, 0.5)
+        ]
+        first = np.hypot(*near[0]) < np.hypot(*near[1])
+        du, dv = (np.where(first, a, b) for a, b in zip(*near, strict=True))
+    else:
+        du, dv = u - np.rint(u), v - np.rint(v)
+    roundness = rng.choice([2.0, 2.0, rng.uniform(2.0, 8.0)])
+    away = (np.abs(du) ** roundness + np.abs(dv) ** roundness) ** (1.0 / roundness)
+    soft = float(np.exp(rng.uniform(np.log(0.35), np.log(2.0))))
+    hole = _step(pitch * (rng.uniform(0.18, 0.43) - away), soft)
+    film = rng.uniform(0.3, 0.95)
+    ice = rng.choice([1.0, rng.uniform(film, 1.0), rng.uniform(0.3, 1.0)])
+    image = film + (ice - film) * hole
+    if rng.random() < 0.3:
+        image = image * (1.0 + rng.uniform(0.005, 0.05) * _smooth(rng, size, rng.uniform(1.0, 6.0)))
+    if rng.random() < 0.4:
+        # A tear, curled at its edge.
+        tear = 8.0 * (_smooth(rng, size, rng.uniform(15.0, 70.0)) - rng.uniform(0.5, 1.8))
+        image = image * (1.0 - rng.uniform(0.0, 0.4) * np.exp(-((tear / rng.uniform(1, 4)) ** 2)))
+        image = image + (1.0 - image) * _step(tear, soft)
+    for _ in range(int(rng.choice([0, rng.integers(1, 20)]))):
+        cy, cx = rng.uniform(0.0, size, 2)
+        spot = rng.uniform(1.0, 0.03 * size) - np.hypot(y - cy, x - cx)
+        image = image * (1.0 - rng.uniform(0.1, 0.9) * _step(spot, soft))
+    for _ in range(int(rng.choice([0, 0, 1, 2]))):
+        # A bar of the grid.
+        way = rng.uniform(0.0, np.pi)
+        across = np.cos(way) * x + np.sin(way) * y - rng.uniform(0.0, 1.0) * size
+        bar = _step(rng.uniform(0.02, 0.2) * size - np.abs(across), rng.uniform(0.5, 3.0))
+        image = image * (1.0 - (1.0 - rng.uniform(0.0, 0.05)) * bar)
+    return np.asarray(np.maximum(image, 0.0), dtype=np.float32)
+
+
+def _step(inside_px: npt.NDArray[np.floating], soft_px: float) -> npt.NDArray[np.floating]:
+    """0 outside to 1 inside, softened over this many pixels."""
+    return np.asarray(1.0 / (1.0 + np.exp(np.clip(-inside_px / soft_px, -30.0, 30.0))))
+
+
 EXTRA_GENERATORS: dict[str, Callable[[Rng, int], Array]] = {
     "cells": cells,
     "multislice": multislice,
+    "perforated": perforated,
 }
 """Generators by the name that a recipe's ``extra_scenes`` uses."""
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+import torch
 from scipy import ndimage
 
 from tem_live.errors import InputError
@@ -21,6 +22,7 @@ from tem_live.models.data_device import DeviceBatches
 from tem_live.models.data_own import NoiseByExample, OwnBatches
 from tem_live.models.pairs import Example, OwnData
 from tem_live.models.training import DataRecipe, OwnRecipe
+from tem_live.models.trim import network_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -307,6 +309,16 @@ def quick(folder: Path, **given: object) -> finetune.Recipe:
             ),
         }
     )
+
+
+def test_a_training_may_start_from_the_network_of_best() -> None:
+    """Its views are no part of the network; to be trained on one's own data it has too many."""
+    weights = finetune.weights_of("best")
+    network = network_of(load_restorer("best", "cpu", "float32"))
+    assert weights.keys() == network.state_dict().keys()
+    assert torch.equal(weights["head.weight"], network.head.weight)
+    with pytest.raises(InputError, match="use fast"):
+        finetune.weights_of("gaussian")
 
 
 @pytest.mark.timeout(300)  # the first to import Lightning

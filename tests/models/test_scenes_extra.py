@@ -42,6 +42,31 @@ def test_multislice_without_abtem_is_one_line(monkeypatch: pytest.MonkeyPatch) -
         scenes_extra.multislice(np.random.default_rng(0), 64)
 
 
+def test_perforated_films_are_scenes() -> None:
+    images = [scenes_extra.perforated(np.random.default_rng(seed), 96) for seed in range(30)]
+    for seed, image in enumerate(images):
+        assert image.shape == (96, 96)
+        assert image.dtype == np.float32
+        assert np.isfinite(image).all()
+        assert image.min() >= 0.0
+        again = scenes_extra.perforated(np.random.default_rng(seed), 96)
+        np.testing.assert_array_equal(image, again)
+    contrasts = [float(image.std() / image.mean()) for image in images]
+    assert np.median(contrasts) > 0.1
+    # Holes in rows: most of the power of such a film lies in a few waves.
+    # (A tear may take the whole frame.)
+    shares = [_largest_waves(image) for image in images if image.std() > 0.0]
+    assert len(shares) > 25
+    assert np.median(shares) > 0.5
+
+
+def _largest_waves(image: np.ndarray) -> float:
+    """Share of the variance that the 40 largest of the 9216 coefficients hold."""
+    window = np.hanning(len(image))[:, None] * np.hanning(len(image))
+    power = np.abs(np.fft.fft2((image - image.mean()) * window)).ravel() ** 2
+    return float(np.sort(power)[-40:].sum() / power.sum())
+
+
 def test_without_the_key_nothing_changes() -> None:
     ours = scenes_extra.recipe_scene(np.random.default_rng([5, 3]), 64, {})
     np.testing.assert_array_equal(ours, scenes.random_scene(np.random.default_rng([5, 3]), 64))
