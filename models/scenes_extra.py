@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, special
 
 from tem_live.errors import InputError
 from tem_live.models.scenes import random_scene
@@ -221,19 +221,7 @@ def perforated(rng: Rng, size: int) -> Array:
     """
     y, x = (a.astype(np.float32) for a in np.mgrid[0:size, 0:size])
     pitch = float(np.exp(rng.uniform(np.log(12.0), np.log(110.0))))
-    turn = rng.uniform(0.0, np.pi)
-    u = (np.cos(turn) * x + np.sin(turn) * y) / pitch + rng.uniform(0.0, 1.0)
-    v = (np.cos(turn) * y - np.sin(turn) * x) / pitch + rng.uniform(0.0, 1.0)
-    if rng.random() < 0.3:
-        # Hexagonal: of two rectangular lattices of rows the nearer hole.
-        rows = np.sqrt(3.0)
-        near = [
-            (u - np.rint(u - s) - s, v - rows * (np.rint(v / rows - s) + s)) for s in (0.0, 0.5)
-        ]
-        first = np.hypot(*near[0]) < np.hypot(*near[1])
-        du, dv = (np.where(first, a, b) for a, b in zip(*near, strict=True))
-    else:
-        du, dv = u - np.rint(u), v - np.rint(v)
+    du, dv = _to_nearest_hole(rng, size, pitch)
     roundness = rng.choice([2.0, 2.0, rng.uniform(2.0, 8.0)])
     away = (np.abs(du) ** roundness + np.abs(dv) ** roundness) ** (1.0 / roundness)
     soft = float(np.exp(rng.uniform(np.log(0.35), np.log(2.0))))
@@ -248,11 +236,11 @@ def perforated(rng: Rng, size: int) -> Array:
         tear = 8.0 * (_smooth(rng, size, rng.uniform(15.0, 70.0)) - rng.uniform(0.5, 1.8))
         image = image * (1.0 - rng.uniform(0.0, 0.4) * np.exp(-((tear / rng.uniform(1, 4)) ** 2)))
         image = image + (1.0 - image) * _step(tear, soft)
-    for _ in range(int(rng.choice([0, rng.integers(1, 20)]))):
+    for _ in range(rng.choice([0, int(rng.integers(1, 20))])):
         cy, cx = rng.uniform(0.0, size, 2)
         spot = rng.uniform(1.0, 0.03 * size) - np.hypot(y - cy, x - cx)
         image = image * (1.0 - rng.uniform(0.1, 0.9) * _step(spot, soft))
-    for _ in range(int(rng.choice([0, 0, 1, 2]))):
+    for _ in range(rng.choice([0, 0, 1, 2])):
         # A bar of the grid.
         way = rng.uniform(0.0, np.pi)
         across = np.cos(way) * x + np.sin(way) * y - rng.uniform(0.0, 1.0) * size
@@ -261,9 +249,25 @@ def perforated(rng: Rng, size: int) -> Array:
     return np.asarray(np.maximum(image, 0.0), dtype=np.float32)
 
 
+def _to_nearest_hole(rng: Rng, size: int, pitch_px: float) -> tuple[Array, Array]:
+    """Way from the nearest hole to each pixel, along and across the rows, over the pitch."""
+    y, x = (a.astype(np.float32) for a in np.mgrid[0:size, 0:size])
+    turn = rng.uniform(0.0, np.pi)
+    u = (np.cos(turn) * x + np.sin(turn) * y) / pitch_px + rng.uniform(0.0, 1.0)
+    v = (np.cos(turn) * y - np.sin(turn) * x) / pitch_px + rng.uniform(0.0, 1.0)
+    if rng.random() >= 0.3:
+        return u - np.rint(u), v - np.rint(v)
+    # Hexagonal: of two rectangular lattices the nearer hole.
+    rows = np.sqrt(3.0)
+    ways = [(u - np.rint(u - s) - s, v - rows * (np.rint(v / rows - s) + s)) for s in (0.0, 0.5)]
+    first = np.hypot(*ways[0]) < np.hypot(*ways[1])
+    along, across = (np.where(first, a, b) for a, b in zip(*ways, strict=True))
+    return along, across
+
+
 def _step(inside_px: npt.NDArray[np.floating], soft_px: float) -> npt.NDArray[np.floating]:
     """0 outside to 1 inside, softened over this many pixels."""
-    return np.asarray(1.0 / (1.0 + np.exp(np.clip(-inside_px / soft_px, -30.0, 30.0))))
+    return np.asarray(special.expit(inside_px / soft_px))
 
 
 EXTRA_GENERATORS: dict[str, Callable[[Rng, int], Array]] = {
