@@ -153,7 +153,7 @@ def _network_of(
     restorer = load_restorer(Path(name) if name.endswith(".safetensors") else name, "cpu")
     network = getattr(restorer, "_network", None)
     if restorer.card.kind not in kinds or restorer.card.network != "dose_unet" or network is None:
-        raise InputError(f"{name} is no network of ours to go on training; use fast")
+        raise InputError(f"{name} is no network of ours that can be trained on here; use fast")
     return restorer.card, {k: v.clone() for k, v in network.state_dict().items()}
 
 

@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--title", required=True)
     parser.add_argument("--version", default="1")
     parser.add_argument("--default", action="store_true")
-    parser.add_argument("--views", action="store_true", help="run it on six views of a frame")
+    parser.add_argument("--views", action="store_true", help="run it on several views of a frame")
     parser.add_argument("--training", default="", help="how the weights came about, if not simply")
     parser.add_argument("--limit", action="append", default=[], help="a sentence for the card")
     parser.add_argument(

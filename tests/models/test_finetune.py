@@ -312,7 +312,7 @@ def quick(folder: Path, **given: object) -> finetune.Recipe:
 
 
 def test_a_training_may_start_from_the_network_of_best() -> None:
-    """Its views are no part of the network; to be trained on one's own data it has too many."""
+    """Its views are no part of the network; for one's own data it is refused, see below."""
     weights = finetune.weights_of("best")
     network = network_of(load_restorer("best", "cpu", "float32"))
     assert weights.keys() == network.state_dict().keys()
@@ -375,7 +375,12 @@ def test_a_single_frame_needs_another_to_check(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("start", "name", "says"),
-    [("fast", "fast", "ships"), ("gaussian", "mine", "no network"), ("nobody", "mine", "nobody")],
+    [
+        ("fast", "fast", "ships"),
+        ("gaussian", "mine", "no network"),
+        ("best", "mine", "use fast"),
+        ("nobody", "mine", "nobody"),
+    ],
 )
 def test_wrong_names(tmp_path: Path, start: str, name: str, says: str) -> None:
     series(tmp_path / "data", drifting(4))
