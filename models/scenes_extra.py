@@ -16,7 +16,15 @@ from scipy import ndimage, special
 from tem_live.errors import InputError
 from tem_live.models.scenes import random_scene
 
-__all__ = ["EXTRA_GENERATORS", "bank_name", "cells", "multislice", "perforated", "recipe_scene"]
+__all__ = [
+    "EXTRA_GENERATORS",
+    "bank_name",
+    "cells",
+    "multislice",
+    "perforated",
+    "recipe_scene",
+    "spheres",
+]
 
 Array = npt.NDArray[np.float32]
 Rng = np.random.Generator
@@ -270,10 +278,63 @@ def _step(inside_px: npt.NDArray[np.floating], soft_px: float) -> npt.NDArray[np
     return np.asarray(special.expit(inside_px / soft_px))
 
 
+def spheres(rng: Rng, size: int) -> Array:
+    """Round particles seen by absorption through their thickness, full, hollow or core and shell.
+
+    Latex, vesicles, precipitates, nanoparticles of two metals: of one size or of many, 4 to 40 px
+    in radius, strewn or in heaps, overlapping, on a film whose grain is weaker than they are. What
+    absorbs is the path through the sphere (Beer-Lambert), so that its rim fades away.
+    """
+    y, x = (a.astype(np.float32) for a in np.mgrid[0:size, 0:size])
+    typical = float(np.exp(rng.uniform(np.log(4.0), np.log(40.0))))
+    spread = rng.uniform(0.0, 0.5)
+    covered = float(np.exp(rng.uniform(np.log(0.03), np.log(0.8))))
+    number = int(np.clip(covered * size**2 / (np.pi * typical**2), 2, 120))
+    core = rng.choice([0.0, rng.uniform(0.4, 0.95)])
+    # Of the core, in parts of the shell's: less than nothing is a hollow sphere.
+    extra = rng.choice([-1.0, rng.uniform(-1.0, 0.0), float(np.exp(rng.uniform(-1.0, 1.2)))])
+    heap = rng.uniform(0.1, 0.3) * size if rng.random() < 0.3 else None
+    middle = rng.uniform(0.2, 0.8, 2) * size
+    path = np.zeros((size, size), dtype=np.float32)
+    for _ in range(number):
+        if heap is None:
+            cy, cx = rng.uniform(-typical, size + typical, 2)
+        else:
+            cy, cx = rng.normal(middle, heap)
+        radius = typical * float(np.exp(rng.normal(0.0, spread)))
+        rows, columns = (_span(at, radius, size) for at in (cy, cx))
+        away2 = (y[rows, columns] - cy) ** 2 + (x[rows, columns] - cx) ** 2
+        path[rows, columns] += np.sqrt(np.maximum(radius**2 - away2, 0.0))
+        if core:
+            inner = radius * float(np.clip(core + rng.normal(0.0, 0.1), 0.2, 0.97))
+            path[rows, columns] += extra * np.sqrt(np.maximum(inner**2 - away2, 0.0))
+    absorbed = float(np.exp(rng.uniform(np.log(0.04), np.log(2.0))))
+    stain = absorbed / (2.0 * typical) * path
+    if rng.random() < 0.7:
+        grain = absorbed * float(np.exp(rng.uniform(np.log(0.005), np.log(0.15))))
+        stain += grain * _smooth(rng, size, rng.uniform(0.8, 4.0))
+    image = np.exp(-stain) * (1.0 + rng.uniform(0.0, 0.15) * _slope(rng, size))
+    return np.asarray(image, dtype=np.float32)
+
+
+def _span(centre: float, radius: float, size: int) -> slice:
+    """Rows or columns that a disk reaches."""
+    low, high = np.clip((np.floor(centre - radius), np.ceil(centre + radius) + 1), 0, size)
+    return slice(int(low), int(high))
+
+
+def _slope(rng: Rng, size: int) -> Array:
+    """Even slope in some direction, from -0.5 to 0.5 along the sides."""
+    y, x = (a.astype(np.float32) / size - 0.5 for a in np.mgrid[0:size, 0:size])
+    way = rng.uniform(0.0, 2.0 * np.pi)
+    return np.asarray(np.cos(way) * x + np.sin(way) * y, dtype=np.float32)
+
+
 EXTRA_GENERATORS: dict[str, Callable[[Rng, int], Array]] = {
     "cells": cells,
     "multislice": multislice,
     "perforated": perforated,
+    "spheres": spheres,
 }
 """Generators by the name that a recipe's ``extra_scenes`` uses."""
 

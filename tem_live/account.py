@@ -124,7 +124,7 @@ class DoseAccount:
 
     @property
     def open_since(self) -> str | None:
-        """See `tem_live.ledger.AreaSummary.open_since`, of the sessions before this one."""
+        """See `tem_live.ledger_reading.AreaSummary.open_since`, of the sessions before this one."""
         return self._ledger.open_since
 
     @property

@@ -26,47 +26,36 @@ said of them is a lower bound for the whole frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft, ndimage
 
+from tem_live import fidelity_spectra as spectra
 from tem_live.errors import InputError
+from tem_live.fidelity_spectra import HANN, SIGMAS_PX, SURE, Floats, Plane, Rings, Tiles
 
 __all__ = [
     "Fidelity",
     "FidelityMeter",
     "PairFigures",
     "Verdict",
-    "correlation_with_truth",
     "judge_counted",
     "judge_successive",
     "thinned",
 ]
 
-Plane = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
 Verdict = Literal["good", "doubtful", "invented structure"]
 Restore = Callable[[Plane], Plane]
 # A restored frame, its own raw frame where that is at hand, and the raw other one.
 _Way = tuple[Plane, Plane | None, Plane]
 
-SIGMAS_PX = tuple(float(s) for s in np.geomspace(0.7, 28.0, 12).round(2))
-"""Gaussian blurs that a restorer has to be no worse than."""
-THRESHOLD = 0.5
-"""Correlation of the restored frame with the truth down to which detail counts as resolved."""
 INVENTED_SHARE = 1.0 / 3.0
 """Share of what both restored halves show in a ring that the raw halves may lack."""
 
-_TILE = 32
 _LEAST_PX = 64
-_SURE = 5.0
-# A ring must hold something of the raw half with this certainty to be resolved. There are
-# hundreds of rings: at 4 standard deviations noise alone passes in 1 of 100 frames.
-_CERTAIN = 4.0
 # Single waves: there are a hundred thousand coefficients, so more certainty is asked for. A
 # restorer may strengthen a wave that is there, but not to twice its amplitude.
 _SURE_WAVE = 6.0
@@ -80,10 +69,6 @@ _LOST_OVER_NOISE, _LOST_SHARE = 16.0, 0.15
 # What is weaker than this share of the raw noise's power is no structure to speak of.
 _LEAST_POWER = 0.01
 _LONGEST_WAVE_PX = 40.0
-# Above this frequency a specimen rarely has anything, and a fixed pattern always does.
-_PATTERN_FROM = 0.4
-# A Hann window makes neighbouring coefficients agree; see tem_live.damage.
-_HANN = (35.0 / 18.0) ** 2
 
 
 @dataclass(frozen=True)
@@ -237,10 +222,10 @@ class FidelityMeter:
         """Begin anew: another specimen, dose or restorer."""
         self._pairs = 0
         self._shape: tuple[int, ...] = ()
-        self._rings = _Rings((0, 0))
-        self._error = _Tiles()
-        self._lead = _Tiles()
-        self._noise = _Tiles()
+        self._rings = Rings((0, 0))
+        self._error = Tiles()
+        self._lead = Tiles()
+        self._noise = Tiles()
         self._mean = 0.0
         self._blur_errors = np.zeros(len(SIGMAS_PX))
         self._wave_pairs = 0
@@ -316,8 +301,8 @@ class FidelityMeter:
             if min(shape) < _LEAST_PX + 2 * margin:
                 raise InputError("the specimen moved out of the field between the two frames")
             inner = (slice(margin, -margin),) * 2
-            moved_a, moved_restored_a = (_moved(f, shift_px)[inner] for f in (a, restored_a))
-            back_restored_b = _moved(restored_b, (-shift_px[0], -shift_px[1]))[inner]
+            moved_a, moved_restored_a = (spectra.moved(f, shift_px)[inner] for f in (a, restored_a))
+            back_restored_b = spectra.moved(restored_b, (-shift_px[0], -shift_px[1]))[inner]
             still_a, still_restored_b = a[inner], restored_b[inner]
             a, b, restored_a = moved_a, b[inner], moved_restored_a
             ways = [(restored_a, a, b), (back_restored_b, None, still_a)]
@@ -340,19 +325,19 @@ class FidelityMeter:
         self._mean += 0.5 * float(a.mean(dtype=np.float64) + b.mean(dtype=np.float64))
         noise = 0.5 * (a + b) if self._counted else 0.5 * (a - b) ** 2
         self._noise.add(noise)
-        self._blur_errors += _blurred_errors(a, b)
+        self._blur_errors += spectra.blurred_errors(a, b)
         sigma = SIGMAS_PX[int(self._blur_errors.argmin())]
         error = np.zeros(a.shape, np.float32)
         for restored, _, other in ways:
             error += (restored - other) ** 2 / np.float32(len(ways))
         self._error.add(error - noise)
-        pair_error = _Tiles()
+        pair_error = Tiles()
         pair_error.add(error - noise)
         # Only where the blur of the same frame is at hand: one way of a moved pair.
         lead = np.zeros(a.shape, np.float32)
         blurred = [(r, o, m) for r, m, o in ways if m is not None]
         for restored, other, own in blurred:
-            blur = _blurred(own, sigma)
+            blur = spectra.blurred(own, sigma)
             lead += ((blur - other) ** 2 - (restored - other) ** 2) / np.float32(len(blurred))
         self._lead.add(lead)
         parts = self._add_spectra(a, b, restored_a, restored_b, unmoved)
@@ -362,7 +347,7 @@ class FidelityMeter:
             mse_e2=pair_error.mean,
             mse_error_e2=pair_error.error,
             frequency=self._rings.frequency,
-            count=self._rings.count / _HANN,
+            count=self._rings.count / HANN,
             signal=parts["signal"],
             noise=parts["noise"],
             restored=parts["restored"],
@@ -378,32 +363,32 @@ class FidelityMeter:
         unmoved: tuple[Plane, Plane],
     ) -> dict[str, Floats]:
         if self._rings.shape != a.shape:
-            self._rings = _Rings(a.shape)
+            self._rings = Rings(a.shape)
             # Another drift leaves another inner part: single waves are looked for anew in it.
             self._wave_pairs = 0
             self._wave_shared = np.zeros(self._rings.radius.shape)
             self._wave_confirmed = np.zeros(self._rings.radius.shape)
             self._wave_signal = np.zeros(self._rings.radius.shape)
         rings = self._rings
-        fa, fb, ra, rb = (_spectrum(frame) for frame in (a, b, restored_a, restored_b))
-        shared = _cross(ra, rb)
-        confirmed = 0.5 * (_cross(ra, fb) + _cross(rb, fa))
+        fa, fb, ra, rb = (spectra.half_spectrum(frame) for frame in (a, b, restored_a, restored_b))
+        shared = spectra.cross(ra, rb)
+        confirmed = 0.5 * (spectra.cross(ra, fb) + spectra.cross(rb, fa))
         self._wave_pairs += 1
         self._wave_shared += shared
         self._wave_confirmed += confirmed
-        signal = _cross(fa, fb)
+        signal = spectra.cross(fa, fb)
         self._wave_signal += signal
         parts = {
             "signal": rings.mean(signal),
-            "noise": rings.mean(0.5 * _power(fa - fb)),
-            "restored": rings.mean(0.5 * (_power(ra) + _power(rb))),
+            "noise": rings.mean(0.5 * spectra.power(fa - fb)),
+            "restored": rings.mean(0.5 * (spectra.power(ra) + spectra.power(rb))),
             "confirmed": rings.mean(confirmed),
             "shared": rings.mean(shared),
         }
         if unmoved[0] is not a:
-            still = _Rings(unmoved[0].shape)
-            pa, pb = (_spectrum(frame) for frame in unmoved)
-            parts["pattern"] = still.mean(_cross(pa, pb), len(parts["noise"]))
+            still = Rings(unmoved[0].shape)
+            pa, pb = (spectra.half_spectrum(frame) for frame in unmoved)
+            parts["pattern"] = still.mean(spectra.cross(pa, pb), len(parts["noise"]))
         else:
             parts["pattern"] = parts["signal"]
         for name, value in parts.items():
@@ -441,11 +426,11 @@ class FidelityMeter:
         lead, lead_error = self._lead.mean, self._lead.error
         noise = self._noise.mean
         sums = {name: value / self._pairs for name, value in self._sums.items()}
-        frequency, count = self._rings.frequency, self._rings.count * self._pairs / _HANN
-        correlation, resolved = correlation_with_truth(sums, count)
-        period = _finest_period(frequency, correlation, resolved)
+        frequency, count = self._rings.frequency, self._rings.count * self._pairs / HANN
+        correlation, resolved = spectra.correlation_with_truth(sums, count)
+        period = spectra.finest_period(frequency, correlation, resolved)
         invented, periods = self._invented(sums, frequency, count)
-        pattern, pattern_sure = _fixed_pattern(sums, frequency, count)
+        pattern, pattern_sure = spectra.fixed_pattern(sums, frequency, count)
         at_least = mean * noise / max(mse + 2 * mse_error, 1e-12)
         equivalent = mean * noise / mse if mse > 2 * mse_error else None
         verdict: Verdict = "good"
@@ -507,7 +492,7 @@ class FidelityMeter:
         chance = np.sqrt(sums["restored"] * (sums["noise"] + sums["restored"]) / (2 * count))
         # The longest periods hold the illumination, which drifts.
         ring = (frequency > 1.0 / _LONGEST_WAVE_PX) & (lacking > _LEAST_POWER * sums["noise"])
-        ring &= (lacking > _SURE * chance) & (lacking > INVENTED_SHARE * sums["shared"])
+        ring &= (lacking > SURE * chance) & (lacking > INVENTED_SHARE * sums["shared"])
         # A half spectrum: each coefficient stands for two.
         power = 2.0 * float((lacking * rings.count)[ring].sum()) / rings.pixels
         strength, period = (lacking * rings.count)[ring], 1.0 / frequency[ring]
@@ -601,176 +586,3 @@ def judge_successive(
             shift = (float(step[0]), float(step[1]))
         meter.add(a, b, restore(a), restore(b), shift)
     return meter.estimate()
-
-
-class _Tiles:
-    """Mean of planes, with a standard error from the scatter of their tiles.
-
-    Tiles are wider than the noise is correlated and than a restorer spreads it, mostly.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum = 0.0
-        self._squares = 0.0
-
-    def add(self, plane: npt.NDArray[Any]) -> None:
-        """Take in a plane; what is left over at its edges is left out."""
-        rows, columns = (n // _TILE for n in plane.shape)
-        part = plane[: rows * _TILE, : columns * _TILE].astype(np.float64)
-        tiles = part.reshape(rows, _TILE, columns, _TILE).mean(axis=(1, 3))
-        self._count += tiles.size
-        self._sum += float(tiles.sum())
-        self._squares += float((tiles**2).sum())
-
-    @property
-    def mean(self) -> float:
-        """Mean over all tiles."""
-        return self._sum / self._count
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean."""
-        variance = max(self._squares / self._count - self.mean**2, 0.0)
-        return float(np.sqrt(variance / max(self._count - 1, 1)))
-
-
-class _Rings:
-    """Means over rings of a half spectrum, one coefficient of the shorter side wide."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-        height, width = shape
-        if not height:
-            return
-        self.pixels = height * width
-        self.radius = np.hypot(fft.fftfreq(height)[:, None], fft.rfftfreq(width)[None, :])
-        number = min(height, width) // 2
-        self._ring = np.minimum(np.round(self.radius * 2 * number).astype(np.int64), number + 1)
-        self._number = number
-        self.frequency = np.arange(1, number + 1) / (2.0 * number)
-        self.count = np.bincount(self._ring.ravel(), minlength=number + 2)[1 : number + 1].astype(
-            np.float64
-        )
-
-    def mean(self, value: npt.NDArray[Any], length: int | None = None) -> Floats:
-        """Mean of each ring, (K,); put on ``length`` rings where that is given."""
-        sums = np.bincount(self._ring.ravel(), value.ravel(), minlength=self._number + 2)
-        means = np.asarray(sums[1 : self._number + 1] / self.count, np.float64)
-        if length is None or length == len(means):
-            return means
-        return np.interp(np.linspace(0, len(means) - 1, length), np.arange(len(means)), means)
-
-    def spread(self, values: Floats) -> Floats:
-        """The value of its ring for each coefficient; the outermost beyond."""
-        padded = np.concatenate([values[:1], values, values[-1:]])
-        return padded[self._ring]
-
-
-def correlation_with_truth(
-    sums: Mapping[str, Floats], count: Floats
-) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Correlation of the restored half with the truth by ring, smoothed over three rings.
-
-    Parameters
-    ----------
-    sums : mapping of str to ndarray (K,)
-        Mean powers ``signal``, ``noise``, ``restored`` and ``confirmed``; see `PairFigures`.
-    count : ndarray (K,)
-        Independent coefficients behind each, over all pairs.
-
-    Returns
-    -------
-    correlation : ndarray (K,)
-        NaN where the raw frames hold nothing to be correlated with.
-    resolved : ndarray (K,) of bool
-        Where it is at least `THRESHOLD`, and what is confirmed stands out of the noise.
-    """
-    three = {
-        name: ndimage.uniform_filter1d(value, 3, mode="nearest") for name, value in sums.items()
-    }
-    independent = ndimage.uniform_filter1d(count, 3, mode="nearest") * 3
-    signal_error = (three["noise"] + np.maximum(three["signal"], 0)) / np.sqrt(2 * independent)
-    chance = np.sqrt(three["restored"] * three["noise"] / (2 * independent))
-    certain = three["confirmed"] > _CERTAIN * chance
-    present = np.maximum(three["signal"], signal_error)
-    correlation = three["confirmed"] / np.sqrt(np.maximum(three["restored"] * present, 1e-300))
-    correlation = np.clip(correlation, -1.0, 1.0)
-    resolved = certain & (correlation >= THRESHOLD)
-    return np.where(certain | (three["signal"] > 2 * signal_error), correlation, np.nan), resolved
-
-
-def _finest_period(
-    frequency: Floats, correlation: Floats, resolved: npt.NDArray[np.bool_]
-) -> float | None:
-    """Period in px of the last resolved ring: a lattice has gaps in front of its peaks."""
-    reached = np.flatnonzero(resolved)
-    if not reached.size:
-        return None
-    k = int(reached[-1])
-    following = correlation[k + 1] if k + 1 < len(correlation) else np.nan
-    if not np.isfinite(following) or following >= THRESHOLD:
-        return float(1.0 / frequency[k])
-    share = (correlation[k] - THRESHOLD) / (correlation[k] - following)
-    return float(1.0 / (frequency[k] + share * (frequency[1] - frequency[0])))
-
-
-def _fixed_pattern(sums: dict[str, Floats], frequency: Floats, count: Floats) -> tuple[float, bool]:
-    """Power that the finest detail of both frames shares over its noise, and whether it is sure."""
-    fine = frequency >= _PATTERN_FROM
-    weight = count[fine]
-    shared = float(np.average(sums["pattern"][fine], weights=weight))
-    noise = float(np.average(sums["noise"][fine], weights=weight))
-    if noise <= 0:
-        return 0.0, False
-    share = shared / noise
-    return max(share, 0.0), share > _SURE / np.sqrt(2 * float(weight.sum()))
-
-
-def _spectrum(frame: Plane) -> Any:
-    """Half spectrum, Hann window, mean off; noise of unit variance has unit power."""
-    height, width = frame.shape
-    window = np.outer(np.hanning(height + 1)[:-1], np.hanning(width + 1)[:-1]).astype(np.float32)
-    return fft.rfft2((frame - frame.mean()) * window) / np.float32(0.375 * np.sqrt(frame.size))
-
-
-def _power(spectrum: Any) -> Floats:
-    return np.asarray(spectrum.real**2 + spectrum.imag**2, np.float64)
-
-
-def _cross(first: Any, second: Any) -> Floats:
-    return np.asarray(first.real * second.real + first.imag * second.imag, np.float64)
-
-
-def _moved(frame: Plane, shift_px: tuple[float, float]) -> Plane:
-    """The frame moved by (dy, dx) pixels, by a phase; what leaves at one edge enters opposite."""
-    height, width = frame.shape
-    fy, fx = fft.fftfreq(height)[:, None], fft.rfftfreq(width)[None, :]
-    phase = np.exp(-2j * np.pi * (fy * shift_px[0] + fx * shift_px[1]))
-    return np.asarray(fft.irfft2(fft.rfft2(frame) * phase, s=frame.shape), np.float32)
-
-
-def _transfers(shape: tuple[int, ...], sigma_px: float) -> tuple[Plane, Plane]:
-    """Gaussian blur on the frequencies of a cosine transform, (H, 1) and (1, W)."""
-    rows, columns = (
-        np.exp(-0.5 * (np.pi * np.arange(n) / n * sigma_px) ** 2).astype(np.float32) for n in shape
-    )
-    return rows[:, None], columns[None, :]
-
-
-def _blurred(frame: Plane, sigma_px: float) -> Plane:
-    """The frame blurred, mirrored at its edges."""
-    rows, columns = _transfers(frame.shape, sigma_px)
-    spectrum = fft.dctn(frame, type=2, norm="ortho") * rows * columns
-    return np.asarray(fft.idctn(spectrum, type=2, norm="ortho"), np.float32)
-
-
-def _blurred_errors(own: Plane, other: Plane) -> Floats:
-    """Mean square of a frame blurred by each of `SIGMAS_PX` less another one, by Parseval."""
-    first, second = (fft.dctn(frame, type=2, norm="ortho") for frame in (own, other))
-    found = []
-    for sigma in SIGMAS_PX:
-        rows, columns = _transfers(own.shape, sigma)
-        rest = (first * rows * columns - second).ravel()
-        found.append(float(rest @ rest) / own.size)
-    return np.asarray(found)

@@ -20,7 +20,7 @@ import numpy as np
 
 from tem_live.errors import InputError, RecordingError
 from tem_live.fluence_map import FluenceMap, Place, cell_for
-from tem_live.ledger import ledger_files
+from tem_live.ledger_reading import ledger_files
 
 __all__ = ["LedgerMap", "export_map"]
 

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tem_live.errors import InputError
-from tem_live.fidelity import THRESHOLD, PairFigures, correlation_with_truth
+from tem_live.fidelity import PairFigures
+from tem_live.fidelity_spectra import THRESHOLD, correlation_with_truth
 from tem_live.watch import Pair
 
 __all__ = ["ContrastToNoise", "EquivalentDose", "Resolution", "Target"]

@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from tem_live.coincidence import Counting, CountingModel
 from tem_live.errors import InputError, ProfileError
-from tem_live.ledger import check_area
+from tem_live.ledger_reading import check_area
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -29,7 +29,8 @@ from tem_live.damage import DamageMeter
 from tem_live.drivers.protocols import CameraSettings
 from tem_live.drivers.sim import SimCamera
 from tem_live.errors import TemLiveError
-from tem_live.fidelity import THRESHOLD, FidelityMeter
+from tem_live.fidelity import FidelityMeter
+from tem_live.fidelity_spectra import THRESHOLD
 from tem_live.instrument import make_camera
 from tem_live.minimise import DoseController
 from tem_live.minimise_targets import EquivalentDose, Resolution, Target

@@ -191,14 +191,14 @@ def capture_pairs(
 
 def ledger_show(area: AreaArgument = None, json_: JsonOption = False) -> None:
     """What the specimen areas have taken, all sessions together."""
-    from tem_live import ledger
+    from tem_live.ledger_reading import areas, check_area, summarise
 
-    if area is not None and area not in ledger.areas():
-        ledger.check_area(area)
-        known = ", ".join(ledger.areas()) or "none yet; set dose.area"
+    if area is not None and area not in areas():
+        check_area(area)
+        known = ", ".join(areas()) or "none yet; set dose.area"
         raise InputError(f"there is no ledger of '{area}'; there is {known}")
-    names = [*ledger.areas(), None] if area is None else [area]
-    rows = [plain(ledger.summarise(name)) for name in names]
+    names = [*areas(), None] if area is None else [area]
+    rows = [plain(summarise(name)) for name in names]
     show([row for row in rows if row["sessions"]], json_)
 
 
@@ -208,7 +208,7 @@ def ledger_export(
     json_: JsonOption = False,
 ) -> None:
     """Write an area's ledger as CSV: a row for each run, frame, and beam on or off."""
-    from tem_live.ledger import export_csv
+    from tem_live.ledger_reading import export_csv
 
     rows = export_csv(out, area)
     show({"area": area, "rows": rows, "path": str(out)}, json_)

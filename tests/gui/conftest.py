@@ -24,7 +24,7 @@ from tem_live.gui.app import Workers, build
 from tem_live.gui.models.settings import SettingsStore
 from tem_live.gui.singletons import make_immortal
 from tem_live.gui.views.main_window import MainWindow
-from tem_live.ledger import check_area
+from tem_live.ledger_reading import check_area
 from tem_live.state import Frame, FrameInfo, LoopState, RunStats, SessionState
 from tem_live.watch import WatchState
 from tests.gui.planes import on_device, plane_of

@@ -60,6 +60,24 @@ def test_perforated_films_are_scenes() -> None:
     assert np.median(shares) > 0.5
 
 
+def test_spheres_are_scenes() -> None:
+    images = [scenes_extra.spheres(np.random.default_rng(seed), 96) for seed in range(40)]
+    for seed, image in enumerate(images):
+        assert image.shape == (96, 96)
+        assert image.dtype == np.float32
+        assert np.isfinite(image).all()
+        assert image.min() >= 0.0
+        again = scenes_extra.spheres(np.random.default_rng(seed), 96)
+        np.testing.assert_array_equal(image, again)
+    # Weak contrast is what they are for: half of them vary by a few percent only.
+    contrasts = [float(image.std() / image.mean()) for image in images]
+    assert 0.005 < np.median(contrasts) < 0.15
+    # They absorb: what stands out is dark.
+    depths = [float(np.median(image) - image.min()) for image in images]
+    heights = [float(image.max() - np.median(image)) for image in images]
+    assert np.mean(np.array(depths) > np.array(heights)) > 0.7
+
+
 def _largest_waves(image: np.ndarray) -> float:
     """Share of the variance that the 40 largest of the 9216 coefficients hold."""
     window = np.hanning(len(image))[:, None] * np.hanning(len(image))

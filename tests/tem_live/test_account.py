@@ -10,7 +10,8 @@ import pytest
 
 from tem_live.account import DoseAccount
 from tem_live.beam_clock import BeamClock
-from tem_live.ledger import Ledger, entries, summarise
+from tem_live.ledger import Ledger
+from tem_live.ledger_reading import entries, summarise
 
 Make = Callable[..., DoseAccount]
 

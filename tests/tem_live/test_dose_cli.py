@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tem_live import cli, ledger
+from tem_live import cli, ledger_reading
 from tem_live.beam import Beam
-from tem_live.ledger import area_folder, summarise
+from tem_live.ledger_reading import area_folder, summarise
 from tem_live.recording import read_recording
 from tem_live.session import Session
 
@@ -192,7 +192,7 @@ def test_a_disk_that_fails_where_nobody_looked_is_one_line(
     def broken() -> list[str]:
         raise OSError(errno.EIO, "Input/output error", "/there/ledger")
 
-    monkeypatch.setattr(ledger, "areas", broken)
+    monkeypatch.setattr(ledger_reading, "areas", broken)
     status, _, err = invoke("ledger", "show")
     assert (status, err) == (3, "tem-live: error: /there/ledger: Input/output error\n")
 

@@ -26,8 +26,9 @@ from tem_live.fluence_map import (
     Place,
     cell_for,
 )
-from tem_live.ledger import Ledger, ledger_files, summarise
+from tem_live.ledger import Ledger
 from tem_live.ledger_map import LedgerMap, export_map
+from tem_live.ledger_reading import ledger_files, summarise
 from tem_live.profiles import load_profile
 from tem_live.session import Frame
 from tests.tem_live.sims import Opener, sims

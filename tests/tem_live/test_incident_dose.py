@@ -16,7 +16,7 @@ import pytest
 
 from tem_live import ledger as ledgers
 from tem_live.errors import DeviceError, RefusedError
-from tem_live.ledger import entries, summarise
+from tem_live.ledger_reading import entries, summarise
 from tem_live.session import Frame, Session
 from tests.tem_live.sims import Opener, sims
 

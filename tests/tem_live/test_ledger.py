@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from tem_live import ledger as ledgers
+from tem_live import ledger_reading
 from tem_live.errors import InputError, RecordingError
-from tem_live.ledger import Ledger, areas, export_csv, summarise
+from tem_live.ledger import Ledger
+from tem_live.ledger_reading import areas, entries, export_csv, summarise
 
 
 def session(area: str | None, folder: Path, *totals: float, off: bool = True) -> Ledger:
@@ -73,7 +75,7 @@ def test_bookings_add_up_to_the_total_whatever_the_order_of_frame_and_blanking(t
     book.rest(2.5, "incident")
     book.rest(2.5, "incident")
     book.close()
-    booked = [entry["e_per_A2"] for entry in ledgers.entries("a", tmp_path)]
+    booked = [entry["e_per_A2"] for entry in entries("a", tmp_path)]
     assert booked == [None, 1.0, None, 1.0, 0.5]
     assert summarise("a", tmp_path).fluence_e_per_A2 == 2.5
 
@@ -88,7 +90,7 @@ def test_a_session_that_did_not_say_that_the_beam_went_off_is_told(tmp_path: Pat
 def test_totals_are_found_behind_more_than_the_tail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(ledgers, "_TAIL_BYTES", 500)
+    monkeypatch.setattr(ledger_reading, "_TAIL_BYTES", 500)
     session("a", tmp_path, *[0.1 * n for n in range(1, 101)], off=False)
     summary = summarise("a", tmp_path)
     assert summary.fluence_e_per_A2 == pytest.approx(10.0)
