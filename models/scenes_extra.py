@@ -15,6 +15,8 @@ from scipy import ndimage, special
 
 from tem_live.errors import InputError
 from tem_live.models.scenes import random_scene
+from tem_live.models.scenes_parts import Array, Rng, smooth
+from tem_live.models.scenes_polycrystal import polycrystal
 
 __all__ = [
     "EXTRA_GENERATORS",
@@ -26,16 +28,6 @@ __all__ = [
     "spheres",
 ]
 
-Array = npt.NDArray[np.float32]
-Rng = np.random.Generator
-
-
-def _smooth(rng: Rng, size: int, length_px: float) -> Array:
-    """Gaussian random field of this correlation length and unit variance, periodic."""
-    white = rng.standard_normal((size, size), dtype=np.float32)
-    field = ndimage.gaussian_filter(white, length_px, mode="wrap")
-    return np.asarray(field / max(float(field.std()), 1e-6), dtype=np.float32)
-
 
 def cells(rng: Rng, size: int) -> Array:
     """Part of a cell in a stained section: nucleus, mitochondria with cristae, vesicles, ribosomes.
@@ -46,8 +38,8 @@ def cells(rng: Rng, size: int) -> Array:
     pixel = float(np.exp(rng.uniform(np.log(0.5), np.log(2.5))))
     leaflet = 3.0 / pixel  # half of the distance of the leaflets, in pixels
     width = max(1.6 / pixel, 0.6)
-    ground = 0.06 * _smooth(rng, size, rng.uniform(2.0, 5.0))
-    ground += 0.05 * _smooth(rng, size, rng.uniform(12.0, 40.0))
+    ground = 0.06 * smooth(rng, size, rng.uniform(2.0, 5.0))
+    ground += 0.05 * smooth(rng, size, rng.uniform(12.0, 40.0))
     stain = np.asarray(ground, dtype=np.float32)
 
     def membrane(distance: Array, depth: float) -> Array:
@@ -73,7 +65,7 @@ def cells(rng: Rng, size: int) -> Array:
         radius = rng.uniform(0.4, 0.9) * size
         distance, *_ = blob(radius)
         inside = distance < -2 * leaflet
-        chromatin = _smooth(rng, size, rng.uniform(6.0, 20.0))
+        chromatin = smooth(rng, size, rng.uniform(6.0, 20.0))
         stain += np.where(inside, 0.25 * depth * (chromatin > 0.4), 0.0)
         gap = 12.0 / pixel
         stain += membrane(distance, depth) + membrane(distance + gap, depth)
@@ -84,10 +76,10 @@ def cells(rng: Rng, size: int) -> Array:
         stain += np.where(distance < 0, 0.2 * depth, 0.0)
         stain += membrane(distance, depth) + membrane(distance + 14.0 / pixel, depth)
         # Cristae: folds across the inner membrane, bent a little and broken here and there.
-        across = np.cos(turn) * x + np.sin(turn) * y + 3.0 * _smooth(rng, size, 12.0)
+        across = np.cos(turn) * x + np.sin(turn) * y + 3.0 * smooth(rng, size, 12.0)
         pitch = rng.uniform(25.0, 45.0) / pixel
         fold = (across + pitch / 2) % pitch - pitch / 2
-        whole = _smooth(rng, size, 15.0) > -0.4
+        whole = smooth(rng, size, 15.0) > -0.4
         stain += np.where(inside & whole, membrane(np.asarray(fold), 0.8 * depth), 0.0)
     for _ in range(int(rng.integers(2, 30))):
         radius = rng.uniform(18.0, 60.0) / pixel
@@ -95,7 +87,7 @@ def cells(rng: Rng, size: int) -> Array:
         stain += membrane(distance, depth)
         stain += np.where(distance < -leaflet, rng.choice([-0.05, 0.1, 0.3]) * depth, 0.0)
     # Ribosomes: 20 nm grains, alone or crowded where a slow field is high.
-    crowd = np.exp(rng.uniform(0.0, 1.5) * _smooth(rng, size, 25.0))
+    crowd = np.exp(rng.uniform(0.0, 1.5) * smooth(rng, size, 25.0))
     share = rng.uniform(0.0, 0.15) / max(10.0 / pixel, 1.0) ** 2
     grains = (rng.random((size, size)) < share * crowd / crowd.mean()).astype(np.float32)
     grain = ndimage.gaussian_filter(grains, max(7.0 / pixel, 0.7))
@@ -238,10 +230,10 @@ def perforated(rng: Rng, size: int) -> Array:
     ice = rng.choice([1.0, rng.uniform(film, 1.0), rng.uniform(0.3, 1.0)])
     image = film + (ice - film) * hole
     if rng.random() < 0.3:
-        image = image * (1.0 + rng.uniform(0.005, 0.05) * _smooth(rng, size, rng.uniform(1.0, 6.0)))
+        image = image * (1.0 + rng.uniform(0.005, 0.05) * smooth(rng, size, rng.uniform(1.0, 6.0)))
     if rng.random() < 0.4:
         # A tear, curled at its edge.
-        tear = 8.0 * (_smooth(rng, size, rng.uniform(15.0, 70.0)) - rng.uniform(0.5, 1.8))
+        tear = 8.0 * (smooth(rng, size, rng.uniform(15.0, 70.0)) - rng.uniform(0.5, 1.8))
         image = image * (1.0 - rng.uniform(0.0, 0.4) * np.exp(-((tear / rng.uniform(1, 4)) ** 2)))
         image = image + (1.0 - image) * _step(tear, soft)
     for _ in range(rng.choice([0, int(rng.integers(1, 20))])):
@@ -312,7 +304,7 @@ def spheres(rng: Rng, size: int) -> Array:
     stain = absorbed / (2.0 * typical) * path
     if rng.random() < 0.7:
         grain = absorbed * float(np.exp(rng.uniform(np.log(0.005), np.log(0.15))))
-        stain += grain * _smooth(rng, size, rng.uniform(0.8, 4.0))
+        stain += grain * smooth(rng, size, rng.uniform(0.8, 4.0))
     image = np.exp(-stain) * (1.0 + rng.uniform(0.0, 0.15) * _slope(rng, size))
     return np.asarray(image, dtype=np.float32)
 
@@ -334,6 +326,7 @@ EXTRA_GENERATORS: dict[str, Callable[[Rng, int], Array]] = {
     "cells": cells,
     "multislice": multislice,
     "perforated": perforated,
+    "polycrystal": polycrystal,
     "spheres": spheres,
 }
 """Generators by the name that a recipe's ``extra_scenes`` uses."""

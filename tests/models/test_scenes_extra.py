@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tem_live.errors import InputError
-from tem_live.models import data_scenes, scenes, scenes_extra, training
+from tem_live.models import data_scenes, scenes, scenes_extra, scenes_polycrystal, training
 from tests.models.test_training import RECIPE, scene_bank
 
 
@@ -76,6 +77,39 @@ def test_spheres_are_scenes() -> None:
     depths = [float(np.median(image) - image.min()) for image in images]
     heights = [float(image.max() - np.median(image)) for image in images]
     assert np.mean(np.array(depths) > np.array(heights)) > 0.7
+
+
+def test_polycrystals_are_scenes() -> None:
+    images = [scenes_polycrystal.polycrystal(np.random.default_rng(k), 96) for k in range(24)]
+    for seed, image in enumerate(images):
+        assert image.shape == (96, 96)
+        assert image.dtype == np.float32
+        assert np.isfinite(image).all()
+        assert image.min() > 0.0
+        again = scenes_polycrystal.polycrystal(np.random.default_rng(seed), 96)
+        np.testing.assert_array_equal(image, again)
+    assert np.median([float(image.std() / image.mean()) for image in images]) > 0.05
+    # Lattices, though of several grains.
+    assert np.median([_largest_waves(image) for image in images]) > 0.3
+
+
+def test_columns_of_a_polycrystal_are_whole() -> None:
+    """Those of one grain are alike: none is cut where its grain ends."""
+    rng = np.random.default_rng(1)
+    crystal = scenes_polycrystal._Crystal(12.0, np.pi / 2, 1.0, ((0.0, 0.0, 1.0),), 1.5, 0.0, 0, 0)
+    owner = np.zeros((128, 128), np.int64)
+    owner[:, 61:] = 1
+    border = np.full((128, 128), 3.0, np.float32)
+    near, found = scenes_polycrystal._grain(rng, crystal, owner, border, 0)
+    image = np.zeros((128, 128))
+    image[near] = found
+    peaks = (image == ndimage.maximum_filter(image, 9)) & (image > 0.1)
+    rows, columns = np.nonzero(peaks[12:116, 12:])
+    assert 25 < len(rows) < 60
+    assert columns.max() < 61 - 12 + 1
+    # 7 x 7 px around a peak hold 2 pi sigma^2, but for what lies farther out than 2.3 sigma.
+    sums = [image[r + 9 : r + 16, c + 9 : c + 16].sum() for r, c in zip(rows, columns, strict=True)]
+    np.testing.assert_allclose(np.array(sums) / sums[0], 1.0, rtol=0.04)
 
 
 def _largest_waves(image: np.ndarray) -> float:
