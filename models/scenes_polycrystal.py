@@ -28,14 +28,16 @@ class _Crystal:
     gap: float
     missing: float
     scatter: float
+    doped: float
+    dopant: float
 
 
 def polycrystal(rng: Rng, size: int) -> Array:
     """Grains of one crystal, each turned another way, and their boundaries.
 
     Every column is there as a whole or not at all: grains end at the last column that is theirs,
-    with a gap between them or close together. Columns lack or are weaker here and there, and some
-    grains are thinner or empty.
+    with a gap between them or close together. Columns lack here and there, or are of another
+    element, and some grains are thinner or empty.
     """
     owner, border = _territories(rng, size)
     crystal = _crystal(rng)
@@ -85,6 +87,8 @@ def _crystal(rng: Rng) -> _Crystal:
         gap=rng.uniform(-0.3, 0.5) * pitch,
         missing=float(rng.choice([0.0, 0.01, 0.05])),
         scatter=float(rng.choice([0.0, 0.05, 0.2])),
+        doped=float(rng.choice([0.0, 0.02, 0.1])),
+        dopant=float(np.exp(rng.normal(0.0, 0.4))),
     )
 
 
@@ -103,7 +107,7 @@ def _grain(
     near = ndimage.binary_dilation(owner == grain, iterations=int(crystal.pitch) + 1)
     yy, xx = y[near], x[near]
     weight = rng.choice([1.0, 1.0, rng.uniform(0.5, 1.0)])
-    keys = rng.random((2, 64, 64)).astype(np.float32)
+    keys = rng.random((3, 64, 64)).astype(np.float32)
     found = np.zeros(len(yy), np.float32)
     u = inverse[0, 0] * (xx - origin[0]) + inverse[0, 1] * (yy - origin[1])
     v = inverse[1, 0] * (xx - origin[0]) + inverse[1, 1] * (yy - origin[1])
@@ -118,6 +122,7 @@ def _grain(
             there = (owner[at] == grain) & (border[at] > crystal.gap)
             there &= keys[0][cell] >= crystal.missing
             each = strength * (1.0 + crystal.scatter * (keys[1][cell] - 0.5)) * there
+            each *= np.where(keys[2][cell] < crystal.doped, crystal.dopant, 1.0)
             away2 = (xx - cx) ** 2 + (yy - cy) ** 2
             found += each * np.exp(-away2 / (2.0 * crystal.width**2))
     return near, np.asarray(weight * found, np.float32)

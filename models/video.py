@@ -42,6 +42,8 @@ _SCALES = ((1.2, 1), (2.4, 1), (4.8, 2), (9.6, 4))
 _CHANGED = 3.2
 # With more of the frame changed than this, it is another field of view.
 _ALL_CHANGED = 0.6
+_FAR_PX, _FAR_COSTS = 8.0, 0.05
+"""A shift so far from the drift so far must explain so much more of the variance than others."""
 _MARGIN_PX = 16
 _PEAKS = 25
 """Shifts that are tried. A lattice offers one for each of its cells."""
@@ -158,7 +160,13 @@ def _register(
     # Blurred, so that what finer details lose by rounding a shift does not decide.
     first, second = _blur(before, 1.0), _blur(single, 1.0)
     gradients = _gradients(first)
-    dy, dx = min(guesses, key=lambda guess: _distance(first, second, gradients, guess))
+
+    def doubt(guess: tuple[float, float]) -> float:
+        # Of two frames that show little, one of the many far shifts is the best one by chance.
+        far = math.dist(guess, motion.velocity) > _FAR_PX
+        return _distance(first, second, gradients, guess) + (_FAR_COSTS if far else 0.0)
+
+    dy, dx = min(guesses, key=doubt)
     # From coarse to fine: the linear step holds for shifts under the blur. The last ones are on the
     # raw frame without any blur, which is the likeliest shift where its noise is white.
     variance = math.inf

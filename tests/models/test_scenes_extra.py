@@ -96,7 +96,10 @@ def test_polycrystals_are_scenes() -> None:
 def test_columns_of_a_polycrystal_are_whole() -> None:
     """Those of one grain are alike: none is cut where its grain ends."""
     rng = np.random.default_rng(1)
-    crystal = scenes_polycrystal._Crystal(12.0, np.pi / 2, 1.0, ((0.0, 0.0, 1.0),), 1.5, 0.0, 0, 0)
+    crystal = scenes_polycrystal._Crystal(
+        12.0, np.pi / 2, 1.0, ((0.0, 0.0, 1.0),), 1.5,
+        gap=0.0, missing=0.0, scatter=0.0, doped=0.0, dopant=1.0,
+    )  # fmt: skip
     owner = np.zeros((128, 128), np.int64)
     owner[:, 61:] = 1
     border = np.full((128, 128), 3.0, np.float32)
