@@ -42,8 +42,8 @@ _SCALES = ((1.2, 1), (2.4, 1), (4.8, 2), (9.6, 4))
 _CHANGED = 3.2
 # With more of the frame changed than this, it is another field of view.
 _ALL_CHANGED = 0.6
-_FAR_PX, _FAR_COSTS = 8.0, 0.05
-"""A shift so far from the drift so far must explain so much more of the variance than others."""
+_FAR_PX, _BEYOND_CHANCE = 8.0, 5.0
+"""A shift so far from the drift so far must be likelier by so many standard errors of chance."""
 _MARGIN_PX = 16
 _PEAKS = 25
 """Shifts that are tried. A lattice offers one for each of its cells."""
@@ -156,15 +156,17 @@ def _register(
     before: Tensor, frame: Tensor, single: Tensor, motion: _Motion
 ) -> tuple[float, float]:
     """Shift (dy, dx) of the specimen from `before` to `frame` in pixels."""
-    guesses = [motion.velocity, *_peaks(before, single)]
+    spectra = _windowed_spectrum(before), _windowed_spectrum(single)
+    guesses = [motion.velocity, *_peaks(*spectra, before.shape[1])]
+    # Of two frames that show little, one of the many far shifts is the best one by chance.
+    far_costs = _BEYOND_CHANCE * _chance(*spectra)
     # Blurred, so that what finer details lose by rounding a shift does not decide.
     first, second = _blur(before, 1.0), _blur(single, 1.0)
     gradients = _gradients(first)
 
     def doubt(guess: tuple[float, float]) -> float:
-        # Of two frames that show little, one of the many far shifts is the best one by chance.
         far = math.dist(guess, motion.velocity) > _FAR_PX
-        return _distance(first, second, gradients, guess) + (_FAR_COSTS if far else 0.0)
+        return _distance(first, second, gradients, guess) + (far_costs if far else 0.0)
 
     dy, dx = min(guesses, key=doubt)
     # From coarse to fine: the linear step holds for shifts under the blur. The last ones are on the
@@ -181,19 +183,37 @@ def _register(
     return motion.follow((dy, dx), variance) if math.isfinite(variance) else motion.velocity
 
 
-def _peaks(before: Tensor, after: Tensor) -> list[tuple[float, float]]:
-    """Whole-pixel shifts that phase correlation of windowed frames offers, the best first."""
-    height, width = before.shape
+def _windowed_spectrum(image: Tensor) -> Tensor:
+    """Real-input transform of an image without its mean, smooth towards its border."""
+    height, width = image.shape
     window = torch.outer(
-        torch.hann_window(height, device=before.device),
-        torch.hann_window(width, device=before.device),
+        torch.hann_window(height, device=image.device),
+        torch.hann_window(width, device=image.device),
     )
-    first = torch.fft.rfft2((before - before.mean()) * window)
-    second = torch.fft.rfft2((after - after.mean()) * window)
+    spectrum: Tensor = torch.fft.rfft2((image - image.mean()) * window)
+    return spectrum
+
+
+def _chance(first: Tensor, second: Tensor) -> float:
+    """Standard deviation of the correlation of two images that have nothing in common.
+
+    The correlation of n independent pairs scatters by n^-1/2; of images as smooth as these it is
+    n = (sum P1) (sum P2) / sum P1 P2 with their power spectra (Bartlett, J. R. Stat. Soc. Suppl.
+    8 (1946) 27). The window makes n smaller, to the safe side.
+    """
+    # Of the half that a real-input transform keeps: what is not there twice does not matter.
+    powers = first.abs().square(), second.abs().square()
+    whole = float(powers[0].sum()) * float(powers[1].sum())
+    return math.sqrt(float((powers[0] * powers[1]).sum()) / (2.0 * whole)) if whole > 0.0 else 1.0
+
+
+def _peaks(first: Tensor, second: Tensor, width: int) -> list[tuple[float, float]]:
+    """Whole-pixel shifts that phase correlation of windowed frames offers, the best first."""
+    height = first.shape[0]
     cross = second * first.conj()
     frequency = torch.hypot(
-        torch.fft.fftfreq(height, device=before.device)[:, None],
-        torch.fft.rfftfreq(width, device=before.device)[None, :],
+        torch.fft.fftfreq(height, device=first.device)[:, None],
+        torch.fft.rfftfreq(width, device=first.device)[None, :],
     )
     # The phase alone makes a sharp peak; what is finer than this is noise.
     weight = torch.exp(-((frequency / 0.12) ** 2)) / cross.abs().clamp_min(1e-12)
