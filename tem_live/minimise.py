@@ -157,9 +157,10 @@ class DoseController:
         near = [(d, r) for d, r in self._readings if abs(d - present) < math.log(_NEAR)]
         if not near:
             return Decision(dose_e_per_px, "measuring", None, None)
-        surplus, error, scatter = self._estimate([r for _, r in near])
+        surplus, of_mean, scatter = self._estimate([r for _, r in near])
         needed = sum(d for d, _ in near) / len(near) - surplus
-        error = math.hypot(error, scatter, _DISTRUST * (needed - present))
+        unknown = math.hypot(of_mean, _DISTRUST * (needed - present))
+        error = math.hypot(unknown, scatter)
         sure = float(special.ndtr((present - needed) / error))
         margin = self._z * error
         lowered = needed + margin
@@ -173,7 +174,8 @@ class DoseController:
             dose = min(math.exp(raised), self.highest_e_per_px, affordable_e_per_px)
             if dose > dose_e_per_px:
                 return Decision(dose, "raising", found, sure)
-            if sure < 1 - self.confidence:
+            # The dose that is needed, not what a single frame shows: those scatter for ever.
+            if needed - present > self._z * unknown:
                 return Decision(dose_e_per_px, "out of reach", found, sure)
         return Decision(dose_e_per_px, "holding", found, sure)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psygnal import Signal
 
@@ -135,11 +135,20 @@ def test_follows_a_specimen_that_fades(slope, seed):
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(25.0, 100.0), st.integers(0, 2**20))
+@example(25.0, 1744)
 def test_says_when_the_target_is_out_of_reach(need, seed):
     controller = DoseController(Told(), 0.05, 10.0)
     doses, phases = drive(controller, 10.0, [need] * 40, 0.3, seed)
     assert max(doses) == 10.0
     assert phases[-1] == "out of reach"
+
+
+def test_a_target_within_reach_is_not_given_up():
+    # Told once a run, so one chance is enough to alarm for nothing.
+    for seed in range(40):
+        controller = DoseController(Told(), 0.05, 10.0)
+        _, phases = drive(controller, 10.0, [7.0] * 40, 0.3, seed)
+        assert "out of reach" not in phases
 
 
 def test_goes_no_lower_than_the_bound():
