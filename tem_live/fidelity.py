@@ -222,7 +222,10 @@ class FidelityMeter:
         """Begin anew: another specimen, dose or restorer."""
         self._pairs = 0
         self._shape: tuple[int, ...] = ()
+        # Of whole frames, and of the part that two moved ones share.
         self._rings = Rings((0, 0))
+        self._part = Rings((0, 0))
+        self._count: Floats = np.zeros(0)
         self._error = Tiles()
         self._lead = Tiles()
         self._noise = Tiles()
@@ -346,8 +349,8 @@ class FidelityMeter:
             noise_e2=float(noise.mean(dtype=np.float64)),
             mse_e2=pair_error.mean,
             mse_error_e2=pair_error.error,
-            frequency=self._rings.frequency,
-            count=self._rings.count / HANN,
+            frequency=self._part.frequency,
+            count=self._part.count / HANN,
             signal=parts["signal"],
             noise=parts["noise"],
             restored=parts["restored"],
@@ -362,14 +365,17 @@ class FidelityMeter:
         restored_b: Plane,
         unmoved: tuple[Plane, Plane],
     ) -> dict[str, Floats]:
-        if self._rings.shape != a.shape:
-            self._rings = Rings(a.shape)
+        if not self._sums:
+            self._rings = Rings(unmoved[0].shape)
+            self._count = np.zeros_like(self._rings.count)
+        if self._part.shape != a.shape:
+            self._part = Rings(a.shape)
             # Another drift leaves another inner part: single waves are looked for anew in it.
             self._wave_pairs = 0
-            self._wave_shared = np.zeros(self._rings.radius.shape)
-            self._wave_confirmed = np.zeros(self._rings.radius.shape)
-            self._wave_signal = np.zeros(self._rings.radius.shape)
-        rings = self._rings
+            self._wave_shared = np.zeros(self._part.radius.shape)
+            self._wave_confirmed = np.zeros(self._part.radius.shape)
+            self._wave_signal = np.zeros(self._part.radius.shape)
+        rings = self._part
         fa, fb, ra, rb = (spectra.half_spectrum(frame) for frame in (a, b, restored_a, restored_b))
         shared = spectra.cross(ra, rb)
         confirmed = 0.5 * (spectra.cross(ra, fb) + spectra.cross(rb, fa))
@@ -386,18 +392,13 @@ class FidelityMeter:
             "shared": rings.mean(shared),
         }
         if unmoved[0] is not a:
-            still = Rings(unmoved[0].shape)
             pa, pb = (spectra.half_spectrum(frame) for frame in unmoved)
-            parts["pattern"] = still.mean(spectra.cross(pa, pb), len(parts["noise"]))
+            parts["pattern"] = self._rings.mean(spectra.cross(pa, pb))
         else:
             parts["pattern"] = parts["signal"]
         for name, value in parts.items():
-            before = self._sums.get(name)
-            if before is not None and len(before) != len(value):
-                # Put it on the rings that there were.
-                place = np.linspace(0, len(value) - 1, len(before))
-                value = np.interp(place, np.arange(len(value)), value)
-            self._sums[name] = value if before is None else before + value
+            self._sums[name] = self._sums.get(name, 0.0) + self._rings.resampled(value)
+        self._count += self._rings.count * (rings.pixels / self._rings.pixels)
         return parts
 
     def estimate(self) -> Fidelity:
@@ -426,7 +427,7 @@ class FidelityMeter:
         lead, lead_error = self._lead.mean, self._lead.error
         noise = self._noise.mean
         sums = {name: value / self._pairs for name, value in self._sums.items()}
-        frequency, count = self._rings.frequency, self._rings.count * self._pairs / HANN
+        frequency, count = self._rings.frequency, self._count / HANN
         correlation, resolved = spectra.correlation_with_truth(sums, count)
         period = spectra.finest_period(frequency, correlation, resolved)
         invented, periods = self._invented(sums, frequency, count)
@@ -499,30 +500,32 @@ class FidelityMeter:
         wave = self._unconfirmed_waves(sums)
         if wave.any():
             waves = (self._wave_shared - self._wave_confirmed)[wave] / self._wave_pairs
-            power = max(power, 2.0 * float(waves.sum()) / rings.pixels)
+            power = max(power, 2.0 * float(waves.sum()) / self._part.pixels)
             if not period.size:
-                strength, period = waves, 1.0 / rings.radius[wave]
+                strength, period = waves, 1.0 / self._part.radius[wave]
         order = np.argsort(-strength)
         return float(np.sqrt(power)), tuple(float(p) for p in period[order])
 
     def _lost_wave(self, sums: dict[str, Floats]) -> float | None:
         """Period in px of the strongest wave that the raw frames share and the restored lose."""
-        noise = self._rings.spread(sums["noise"]) * self._wave_pairs
+        part = self._part
+        noise = part.spread(part.resampled(sums["noise"])) * self._wave_pairs
         lost = (self._wave_signal > _LOST_OVER_NOISE * noise) & (
             self._wave_confirmed < _LOST_SHARE * self._wave_signal
         )
-        lost &= (self._rings.radius > 1.0 / _LONGEST_WAVE_PX) & (self._rings.radius <= 0.5)
+        lost &= (part.radius > 1.0 / _LONGEST_WAVE_PX) & (part.radius <= 0.5)
         if not lost.any():
             return None
-        return float(1.0 / self._rings.radius[lost][self._wave_signal[lost].argmax()])
+        return float(1.0 / part.radius[lost][self._wave_signal[lost].argmax()])
 
     def _unconfirmed_waves(self, sums: dict[str, Floats]) -> npt.NDArray[np.bool_]:
         """Coefficients that the restored halves share and the raw halves lack."""
-        rings, pairs = self._rings, self._wave_pairs
+        rings, pairs = self._part, self._wave_pairs
         lacking = self._wave_shared - self._wave_confirmed
-        noise = rings.spread(sums["noise"])
+        noise = rings.spread(rings.resampled(sums["noise"]))
         # Noise that the restorer left in each half.
-        left = rings.spread(np.maximum(sums["restored"] - sums["shared"], 0.0))
+        left = np.maximum(sums["restored"] - sums["shared"], 0.0)
+        left = rings.spread(rings.resampled(left))
         variance = np.maximum(self._wave_shared, 0) * (2 * left + noise)
         variance += pairs * left * (left + noise)
         found = lacking > _SURE_WAVE * np.sqrt(0.5 * variance)

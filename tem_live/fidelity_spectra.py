@@ -102,13 +102,16 @@ class Rings:
             np.float64
         )
 
-    def mean(self, value: npt.NDArray[Any], length: int | None = None) -> Floats:
-        """Mean of each ring, (K,); put on ``length`` rings where that is given."""
+    def mean(self, value: npt.NDArray[Any]) -> Floats:
+        """Mean of each ring, (K,)."""
         sums = np.bincount(self._ring.ravel(), value.ravel(), minlength=self._number + 2)
-        means = np.asarray(sums[1 : self._number + 1] / self.count, np.float64)
-        if length is None or length == len(means):
+        return np.asarray(sums[1 : self._number + 1] / self.count, np.float64)
+
+    def resampled(self, means: Floats) -> Floats:
+        """Means over the rings of a frame of another size, put on these rings, (K,)."""
+        if len(means) == self._number:
             return means
-        return np.interp(np.linspace(0, len(means) - 1, length), np.arange(len(means)), means)
+        return np.interp(self.frequency, np.arange(1, len(means) + 1) / (2.0 * len(means)), means)
 
     def spread(self, values: Floats) -> Floats:
         """The value of its ring for each coefficient; the outermost beyond."""

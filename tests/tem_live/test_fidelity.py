@@ -228,6 +228,26 @@ def test_successive_frames_of_an_integrating_camera(options):
     assert invented.verdict == "invented structure"
 
 
+def test_pairs_that_moved_and_pairs_that_did_not():
+    # What two frames share is a smaller part of them the farther the specimen moved.
+    large = DOSE * reference_scene("section", SIDE + 32)
+    rng = np.random.default_rng(4)
+    restore = shipped("gaussian")
+    meters = FidelityMeter(), FidelityMeter()
+    for shift in (0, 2, 0, 14, 0, 2):
+        for meter, moved in zip(meters, (shift, 0), strict=True):
+            a = rng.poisson(large[16 : 16 + SIDE, 16 : 16 + SIDE]).astype(np.float32)
+            b = rng.poisson(large[16 : 16 + SIDE, 16 - moved : 16 - moved + SIDE])
+            b = b.astype(np.float32)
+            meter.add(a, b, restore(a), restore(b), (0.0, float(moved)))
+            meter.estimate()
+    moving, still = (meter.estimate() for meter in meters)
+    assert moving.verdict == still.verdict
+    assert moving.frequency.shape == still.frequency.shape == moving.correlation.shape
+    assert moving.mse_e2 == pytest.approx(still.mse_e2, abs=4 * still.mse_error_e2)
+    assert moving.frc_px == pytest.approx(still.frc_px, rel=0.15)
+
+
 def test_drift_that_is_not_told_counts_as_error():
     frames, _, shifts = camera_frames(
         4, scene="lattice", specimen_pixel_nm=0.03, drift_nm_per_s=(9.0, -4.0)
