@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tem_live.errors import InputError, RefusedError
 
 if TYPE_CHECKING:
+    from tem_live.damage import DamageEstimate
     from tem_live.minimise import DoseMinimiser, Knob
     from tem_live.minimise_targets import Target
     from tem_live.session import Session
@@ -48,6 +49,7 @@ class Judging:
         self._lock = threading.Lock()
         self._analysts: dict[tuple[bool, bool], Analyst] = {}
         self._watches: list[Watch] = []
+        self._found: DamageEstimate | None = None
         self._loop: DoseMinimiser | None = None
 
     def watch(self, fidelity: bool, damage: bool) -> Watch:
@@ -68,11 +70,26 @@ class Judging:
         self._watches.append(watch)
         return watch
 
-    def critical_fluence_e_per_A2(self, cautious: bool) -> float:
-        """What a watch found; see `Session.take_critical_fluence_as_budget`."""
+    def begin_anew(self) -> None:
+        """Another part of the specimen is in view: it is judged by its own frames alone."""
+        with self._lock:
+            known = self._damage_seen()
+            if known is not None and known.known:
+                # Of the same specimen: it may still be taken as the budget.
+                self._found = known
+            for analyst in self._analysts.values():
+                analyst.begin_anew()
+
+    def _damage_seen(self) -> DamageEstimate | None:
         # Of several watches the one that knows; what an ended one found stays true.
         seen = [watch.state.damage for watch in self._watches if watch.state.damage is not None]
-        damage = max(seen, key=lambda found: (found.known, found.frames), default=None)
+        return max(seen, key=lambda found: (found.known, found.frames), default=None)
+
+    def critical_fluence_e_per_A2(self, cautious: bool) -> float:
+        """What a watch found; see `Session.take_critical_fluence_as_budget`."""
+        damage = self._damage_seen()
+        if self._found is not None and (damage is None or not damage.known):
+            damage = self._found
         if damage is None or not damage.known or damage.interval_e_per_A2 is None:
             why = "nothing watches over the damage" if damage is None else damage.text
             raise RefusedError(f"there is no critical fluence to take as the budget: {why}")

@@ -271,6 +271,7 @@ class DoseMinimiser:
         self._watch = watch
         self._set(min(self._controller.first(highest), present))
         watch.judged.connect(self._on_pair)
+        watch.failed.connect(self._on_failed)
 
     @property
     def watch(self) -> Watch:
@@ -304,6 +305,10 @@ class DoseMinimiser:
                 self._show("measuring", None, figures, str(error))
             except TemLiveError as error:
                 self._stop(f"off, because a device failed: {error}", "error")
+
+    def _on_failed(self, why: str) -> None:
+        with self._reacting:
+            self._stop(f"off: {why}", "error")
 
     def _react(self, pair: Pair, figures: PairFigures) -> None:
         present = self._setting()
@@ -401,6 +406,7 @@ class DoseMinimiser:
 
     def _wind_up(self, text: str, level: str) -> None:
         self._watch.judged.disconnect(self._on_pair, missing_ok=True)
+        self._watch.failed.disconnect(self._on_failed, missing_ok=True)
         if level:
             self._tell(level, f"the dose loop is {text}")
         self.changed.emit(self._state)

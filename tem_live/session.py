@@ -268,6 +268,7 @@ class Session:
                 self._processor,
                 self._whereabouts,
                 arrived=self._areas.count_beside,
+                moved=self._judging.begin_anew,
             )
             self._processor.subscribe(lambda frame: None, self._follow_drift)
             self._set_up()
@@ -528,8 +529,16 @@ class Session:
     @area.setter
     def area(self, value: str | None) -> None:
         self._must_be_open()
-        self._areas.named = value
-        self._areas.book_on(value)
+        another = value != self.area
+        named, self._areas.named = self._areas.named, value
+        try:
+            self._areas.book_on(value)
+        except BaseException:
+            # Refused: what is in the beam is still what it was.
+            self._areas.named = named
+            raise
+        if another:
+            self._judging.begin_anew()
         self._announce()
 
     @property

@@ -30,6 +30,8 @@ class View:
         Told that something has moved.
     arrived : callable
         Called when the stage stands, before the beam is on again.
+    moved : callable
+        Called when something else of the specimen is in view, before the next frame.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class View:
         processor: Processor,
         whereabouts: Whereabouts,
         arrived: Callable[[], None],
+        moved: Callable[[], None],
     ) -> None:
         self._beam = beam
         self._acquisition = acquisition
         self._processor = processor
         self._whereabouts = whereabouts
         self._arrived = arrived
+        self._moved = moved
 
     def move_stage(self, x_um: float, y_um: float) -> tuple[float, float]:
         """Move the stage with the beam off; returns where it stands. See `Session.move_stage`."""
@@ -99,4 +103,5 @@ class View:
             yield
         finally:
             self._processor.forget()
+            self._moved()
             self._whereabouts.look()

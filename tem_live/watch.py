@@ -114,6 +114,11 @@ class PairPicker:
         """Do not use the frame that waits for its second."""
         self._first = None
 
+    def begin_anew(self) -> None:
+        """Use none of the frames that have passed by now."""
+        self._first = None
+        self._first_good = max(self._first_good, self._newest + 1)
+
 
 @dataclass(frozen=True)
 class WatchState:
@@ -146,10 +151,13 @@ class Watch:
         Emitted from the analyst's thread after each judgement.
     judged : Signal of (Pair, PairFigures)
         Each pair with what it told by itself, from the same thread.
+    failed : Signal of str
+        Emitted from there once, with one line, where nothing is going to be judged any more.
     """
 
     changed = Signal(WatchState)
     judged = Signal(object, object)
+    failed = Signal(str)
 
     def __init__(self, analyst: Analyst, state: WatchState) -> None:
         self._analyst = analyst
@@ -231,6 +239,7 @@ class Analyst:
         self._offered = False
         self._free = True
         self._job: tuple[Frame, ...] | None = None
+        self._anew = False
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="tem-live watch", daemon=True)
@@ -259,6 +268,17 @@ class Analyst:
         # A reaction to what was judged may be what closes the last watch.
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def begin_anew(self) -> None:
+        """Another part of the specimen is in view: what is known so far is not of it."""
+        with self._changed:
+            self._picker.begin_anew()
+            if self._job is not None:
+                # It waits still, and nobody else would set it free.
+                self._job, self._free = None, True
+            self._anew = True
+            self._offered = False
+            self._changed.notify_all()
 
     # -- on the threads that hand frames over: quick
 
@@ -294,18 +314,27 @@ class Analyst:
         stand_back()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._job is not None or self._closing)
+                self._changed.wait_for(lambda: self._job or self._anew or self._closing)
                 job, self._job = self._job, None
-            if job is None:
-                return
+                anew, self._anew = self._anew, False
+                if job is None and self._closing:
+                    return
             began = time.thread_time()
             try:
-                self._take(job)
+                if anew:
+                    self._judge.begin_anew()
+                    self._publish()
+                if job is not None:
+                    self._take(job)
             except Exception as error:
                 # The frames go on without being judged.
                 with self._changed:
                     self._closing = True
-                self._tell("error", f"live analysis failed and is off: {error}")
+                    watches = list(self._watches)
+                why = f"live analysis failed and is off: {error}"
+                self._tell("error", why)
+                for watch in watches:
+                    watch.failed.emit(why)
                 return
             # Of the core's time: where others hold the cores, waiting for one is no work.
             rest_s = (time.thread_time() - began) * (1 / self._share - 1)
@@ -317,13 +346,21 @@ class Analyst:
 
     def _take(self, job: tuple[Frame, ...]) -> None:
         figures = self._judge.take(job)
+        self._publish(None if figures is None else Pair(*job), figures)
+
+    def _publish(self, pair: Pair | None = None, figures: PairFigures | None = None) -> None:
         state = self._judge.state()
         with self._changed:
-            self._state = state
+            # What was judged meanwhile is not of what is in view by now.
+            stale = self._anew
+            if not stale:
+                self._state = state
             watches = list(self._watches)
+        if stale:
+            return
         self._offer(state.damage)
         for watch in watches:
-            watch._hear(state, None if figures is None else Pair(*job), figures)
+            watch._hear(state, pair, figures)
 
     def _offer(self, damage: DamageEstimate | None) -> None:
         if damage is not None and damage.known and not self._offered:
@@ -343,6 +380,13 @@ class _Judge:
         self._dose_e_per_px = 0.0
         self._pairs = 0
         self._note = ""
+        self._fluence_before: float | None = 0.0
+
+    def begin_anew(self) -> None:
+        """Another part of the specimen is in view, which nothing is known of yet."""
+        self._fidelity = self._damage = None
+        self._note = ""
+        self._fluence_before = None
 
     def take(self, frames: tuple[Frame, ...]) -> PairFigures | None:
         """Judge one or two frames; what a pair told by itself."""
@@ -374,8 +418,12 @@ class _Judge:
         if total is None or own is None:
             self._note = "the fluence is unknown, so damage cannot be followed"
             return
+        if self._fluence_before is None:
+            # The session's total is that of other places, too.
+            self._fluence_before = total - own
+        fluence = total - own / 2 - self._fluence_before
         with self._noted():
-            meter.update(frame.electrons, total - own / 2, frame.meta.drift_px or (0.0, 0.0))
+            meter.update(frame.electrons, fluence, frame.meta.drift_px or (0.0, 0.0))
 
     def _compare(self, pair: Pair) -> PairFigures | None:
         a, b = pair.first, pair.second

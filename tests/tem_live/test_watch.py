@@ -192,11 +192,12 @@ def test_a_failure_ends_the_judging_and_is_told(monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(watch_module._Judge, "take", broken)
-    feed = Feed()
+    feed, failed = Feed(), []
     analyst = Analyst(feed.subscribe, feed.tell)
     watch = analyst.watch()
     assert watch is not None
     with watch:
+        watch.failed.connect(failed.append)
         for i in range(2):
             feed.push(frame(i))
         analyst._thread.join(20)
@@ -205,6 +206,87 @@ def test_a_failure_ends_the_judging_and_is_told(monkeypatch):
         assert analyst.watch() is None
     assert feed.ended == 1
     assert feed.told == [("error", "live analysis failed and is off: out of memory")]
+    assert failed == ["live analysis failed and is off: out of memory"]
+
+
+def test_another_part_of_the_specimen_is_judged_by_its_own_frames():
+    feed, judged = Feed(), []
+    analyst = Analyst(feed.subscribe, feed.tell, share=1.0)
+    watch = analyst.watch()
+    assert watch is not None
+    with watch:
+        watch.judged.connect(lambda pair, figures: judged.append(pair.first.meta.frame_id))
+        for i in range(2):
+            feed.push(frame(i))
+        assert watch.wait_for(lambda state: state.pairs == 1, 20)
+        assert watch.state.damage is not None
+        analyst.begin_anew()
+        # At once, not with the next frame: that may be long in coming.
+        assert watch.wait_for(lambda state: state.damage is None, 20)
+        assert watch.state.fidelity is None
+        deadline = time.monotonic() + 20
+        for number in range(20, 2000):
+            feed.push(frame(number))
+            time.sleep(0.005)
+            if watch.state.pairs > 1 or time.monotonic() > deadline:
+                break
+        assert watch.wait_for(lambda state: state.pairs == 2, 20)
+        assert watch.state.fidelity is not None
+        assert watch.state.fidelity.frames == 1
+        # 5 e-/A² a frame: what other places took is not counted.
+        assert watch.state.damage is not None
+        assert watch.state.damage.frames == 2
+        assert watch.state.damage.fluence_e_per_A2 == pytest.approx(7.5)
+
+
+def test_a_frame_from_before_a_move_makes_no_pair():
+    picker = PairPicker()
+    for i in range(3):
+        assert picker.wants(info(i), True)
+        pair = picker.take(frame(i)) if i != 1 else None
+        assert pair is None or i == 2
+    picker.begin_anew()
+    # Late, but of what was in view.
+    assert not picker.wants(info(2), True)
+    assert picker.wants(info(3), True)
+    assert picker.take(frame(3)) is None
+
+
+@pytest.mark.parametrize("how", ["stage", "area"])
+def test_moving_on_begins_the_judging_anew(how):
+    with open_session("sim-damage", SMALL) as session:
+        watch = session.watch()
+        session.start()
+        assert watch.wait_for(lambda state: state.damage is not None, 30)
+        before = []
+        watch.changed.connect(lambda state: before.append(state.damage is None))
+        if how == "stage":
+            session.move_stage(1.0, 0.5)
+        else:
+            session.area = "grid1-square2"
+        assert watch.wait_for(lambda state: any(before), 30)
+        assert watch.wait_for(lambda state: state.damage is not None, 30)
+        # The same name again is the same area.
+        before.clear()
+        session.area = session.area
+        seen = watch.state.pairs
+        assert watch.wait_for(lambda state: state.pairs > seen, 30)
+        assert not any(before)
+
+
+def test_a_loop_ends_where_its_judge_fails(monkeypatch):
+    def broken(self: Any, frames: tuple[Frame, ...]) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(watch_module._Judge, "take", broken)
+    with open_session("sim-damage", SMALL) as session:
+        loop = session.minimise(1.0)
+        session.start()
+        deadline = time.monotonic() + 30
+        while loop.state.active and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not loop.state.active
+        assert "live analysis failed" in loop.state.text
 
 
 def test_no_share_of_a_core_is_refused():
