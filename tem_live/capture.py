@@ -13,6 +13,7 @@ taken so far are whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tem_live.dose import per_A2
-from tem_live.errors import InputError, RefusedError
+from tem_live.errors import InputError, RefusedError, TemLiveError
 
 if TYPE_CHECKING:
     from tem_live.session import Session
@@ -160,7 +161,8 @@ def capture_pairs(
     InputError
         There is something in `folder`, or it cannot be made.
     RefusedError
-        A run is going on, or the camera does not take one of the exposures.
+        A run is going on, the camera does not take one of the exposures, or the run was ended, by
+        the budget or by hand. Whole pairs are kept.
     DeviceError
         The instrument failed; the beam is blanked and whole pairs are kept.
     """
@@ -200,7 +202,9 @@ def capture_pairs(
                 progress(number, plan.pairs)
     finally:
         session.stop("pairs")
-    session.exposure_s = before
+        # A camera that failed takes none.
+        with contextlib.suppress(TemLiveError):
+            session.exposure_s = before
     return Captured(
         folder=target,
         pairs=len(means[1]),
@@ -220,6 +224,12 @@ def _take(session: Session, exposure_s: float, count: int) -> tuple[list[Array],
     if not math.isclose(taken_s, exposure_s, rel_tol=0.1):
         raise RefusedError(f"the camera exposes for {taken_s:g} s and not {exposure_s:g} s")
     frames = [np.array(frame.electrons, dtype=np.float32) for frame in session.frames(count)]
+    if len(frames) < count:
+        # A long exposure of fewer frames than its ratio tells would be learnt as the truth.
+        raise RefusedError(
+            f"the run ended ({session.stats().stop_reason}) after {len(frames)} of {count} frames; "
+            "the pairs that are whole are kept"
+        )
     return frames, taken_s
 
 

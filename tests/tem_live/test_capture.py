@@ -102,6 +102,22 @@ def test_a_fault_ends_blanked_and_keeps_whole_pairs(
     )
 
 
+def test_a_sum_that_the_budget_ends_is_not_kept(
+    fake_session: OpenFake, camera: FakeCamera, column: FakeColumn, tmp_path: Path
+) -> None:
+    session = fake_session()
+    camera.interval_s = 0.01
+    # A pair is 0.21 s of 500 e-/Å²/s and a little more.
+    session.budget_e_per_A2 = 160.0
+    plan = Plan(0.01, 0.2, 4, summed=True)
+    with pytest.raises(RefusedError, match=r"ended \(budget\) after \d+ of 20 frames"):
+        capture_pairs(session, plan, tmp_path / "out", restore=blur)
+    assert column.blanked
+    assert session.exposure_s == 0.01
+    for kind in ("short", "long"):
+        assert [p.name for p in (tmp_path / "out" / kind).iterdir()] == ["0001.tif"]
+
+
 def test_what_is_refused(fake_session: OpenFake, camera: FakeCamera, tmp_path: Path) -> None:
     session = fake_session()
     (tmp_path / "full").mkdir()
