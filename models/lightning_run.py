@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
     from torch import Tensor
 
+    from tem_live.models.lightning_checkpoint import Checkpoint
     from tem_live.models.lightning_data import BatchMaker
 
 __all__ = ["fit", "train"]
@@ -136,6 +137,7 @@ def fit(
     module = RestorerModule(recipe)
     found = latest(folder) if resume else None
     if found is not None:
+        _must_be_the_same_training(recipe, found)
         module.resume(found)
         _log.info("resumed at step %d", module.step)
     elif weights is not None:
@@ -184,6 +186,21 @@ def fit(
 def _parallel(recipe: Recipe) -> str:
     # The network's loss does not reach the discriminator's weights, and the other way round.
     return "ddp_find_unused_parameters_true" if recipe.loss.gan_weight else "ddp"
+
+
+def _must_be_the_same_training(recipe: Recipe, found: Checkpoint) -> None:
+    """What a run learns from stays; how long it runs, and on what machine, may change."""
+    try:
+        before = type(recipe).model_validate(found.recipe)
+    except ValueError:
+        # Of a recipe that could say something else: nothing to compare.
+        return
+    for part in ("start", "seed", "data", "loss", "own"):
+        if getattr(before, part) != getattr(recipe, part):
+            raise InputError(
+                f"cannot resume: the checkpoint in {found.folder.parent} is of a recipe with "
+                f"another '{part}'; begin anew with --no-resume, or in another folder (--out)"
+            )
 
 
 def _must_have_lightning() -> None:

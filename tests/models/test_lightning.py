@@ -178,6 +178,24 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("replaced", "part"),
+    [
+        ({"seed = 3": "seed = 4"}, "seed"),
+        ({"scenes = 4": "scenes = 5"}, "data"),
+        ({"more": "[loss]\nname = 'l1'\n"}, "loss"),
+    ],
+)
+def test_another_training_is_not_taken_for_this_one(
+    tmp_path: Path, replaced: dict[str, str], part: str
+) -> None:
+    # It is done already: without a word its weights would pass for those of the other recipe.
+    lightning_run.train(write_recipe(tmp_path), tmp_path / "out", device="cpu")
+    other = write_recipe(tmp_path, **replaced)
+    with pytest.raises(InputError, match=f"another '{part}'.*--no-resume"):
+        lightning_run.train(other, tmp_path / "out", device="cpu", resume=True)
+
+
+@pytest.mark.parametrize(
     ("more", "part"),
     [
         ('[machine]\nprecision = "bf16-mixed"\n', "network"),
