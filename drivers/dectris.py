@@ -211,6 +211,7 @@ class DectrisCamera:
             dtype=self._dtype,
             frame_interval_s=self._interval_s,
             saturation_counts=self._saturation(),
+            masked_counts=float(np.iinfo(self._dtype).max),
         )
 
     def start(self, frames: int | None = None) -> None:

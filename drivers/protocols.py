@@ -107,6 +107,8 @@ class CameraState:
         Nominal pedestal in counts that the device adds to every pixel; 0 where unknown.
     saturation_counts : float or None
         Counts at which a pixel is full, where known.
+    masked_counts : float or None
+        Value of pixels that were not measured (masked, or between two chips), where there is one.
     """
 
     exposure_s: float
@@ -119,6 +121,7 @@ class CameraState:
     counts_per_electron: float | None = None
     offset_counts: float = 0.0
     saturation_counts: float | None = None
+    masked_counts: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,12 +168,23 @@ def find_defects(
     defects: npt.NDArray[np.bool_] | None = None
     if dark is not None:
         deviation = np.abs(dark - np.median(dark))
-        sigma = 1.4826 * float(np.median(deviation))
-        defects = deviation > HOT_SIGMA * max(sigma, 1e-6 * float(np.abs(dark).max()), 1e-6)
+        defects = deviation > HOT_SIGMA * max(_scatter(deviation), 1e-6)
     if gain is not None:
         dead = (gain < GAIN_RANGE[0]) | (gain > GAIN_RANGE[1])
         defects = dead if defects is None else defects | dead
     return defects
+
+
+def _scatter(deviation: npt.NDArray[np.float32]) -> float:
+    """Standard deviation of dark levels from their absolute deviations, whatever a few are."""
+    by_median = 1.4826 * float(np.median(deviation))
+    # Of a camera that hardly counts in the dark most pixels are alike, and that is zero: there the
+    # others have one event or two, which is chance and no defect. Their variance is their number.
+    other = deviation[deviation > 0]
+    # One count in the mean of some frames: less than a count.
+    event = min(float(other.min()), 1.0) if other.size else 0.0
+    events = float(np.minimum(deviation, HOT_SIGMA * event).mean(dtype=np.float64))
+    return max(by_median, math.sqrt(event * max(events, event)))
 
 
 class Calibrator:
@@ -193,6 +206,9 @@ class Calibrator:
         Whether defects that the references show are replaced.
     xray_sigma : float
         Threshold for X-ray hits in standard deviations of the frame; 0 switches them off.
+    masked_counts : float or None
+        Value by which the detector marks pixels that it did not measure. Which those are is seen
+        in the first frame; they are replaced as defects are, whatever `replace_defects` says.
     """
 
     def __init__(
@@ -205,20 +221,64 @@ class Calibrator:
         gain: npt.NDArray[np.float32] | None = None,
         replace_defects: bool = True,
         xray_sigma: float = 0.0,
+        masked_counts: float | None = None,
     ) -> None:
         self._xp = xp
         self._on_host = "cupy" not in xp.__name__
         self._dark: Any = np.float32(offset_counts) if dark is None else xp.asarray(dark)
         scale = np.float32(1.0 / counts_per_electron)
         self._scale: Any = scale if gain is None else xp.asarray(gain) * scale
-        defects = find_defects(dark, gain) if replace_defects else None
-        self.defects = 0 if defects is None else int(defects.sum())
-        self._patches = _patches(xp, defects) if defects is not None and self.defects else None
         self._xray_sigma = xray_sigma
         self._shape = shape
-        self._mean_dark = float(offset_counts) if dark is None else float(dark.mean(dtype=float))
-        mean_gain = 1.0 if gain is None else float(gain.mean(dtype=float))
-        self._mean_scale = mean_gain / counts_per_electron
+        self._counts_per_electron = counts_per_electron
+        self._references = dark, gain
+        self._masked_counts = masked_counts
+        self._marking = threading.Lock()
+        defects = find_defects(dark, gain)
+        self._leave_out(defects, defects if replace_defects else None)
+
+    def _leave_out(
+        self, bad: npt.NDArray[np.bool_] | None, replaced: npt.NDArray[np.bool_] | None
+    ) -> None:
+        """Pixels that say nothing of the dose, and those that neighbours stand in for."""
+        self.defects = 0 if replaced is None else int(replaced.sum())
+        self._replaced = replaced
+        self._patches = None
+        if replaced is not None and self.defects:
+            self._patches = _patches(self._xp, replaced)
+        self.__dict__.pop("_on_gpu", None)
+        self._bad = np.flatnonzero(bad) if bad is not None else np.zeros(0, np.intp)
+        dark, gain = self._references
+        # A pixel that is nearly dead has a factor of thousands.
+        mean_dark = float(self._dark) if dark is None else self._mean(dark)
+        mean_gain = 1.0 if gain is None else self._mean(gain)
+        self._means = mean_dark, mean_gain / self._counts_per_electron
+
+    def _mean(self, plane: npt.NDArray[Any]) -> float:
+        """Mean over the pixels that measure."""
+        count = plane.size - len(self._bad)
+        if not len(self._bad) or not count:
+            return float(plane.mean(dtype=np.float64))
+        bad = plane.reshape(-1)[self._bad].sum(dtype=np.float64)
+        return float((plane.sum(dtype=np.float64) - bad) / count)
+
+    def _mark_masked(self, raw: Any) -> None:
+        """See in the first frame which pixels the detector does not measure: they stay the same."""
+        if self._masked_counts is None:
+            return
+        with self._marking:
+            if self._masked_counts is None:
+                return
+            found = raw == self._masked_counts
+            masked = found if isinstance(found, np.ndarray) else found.get()
+            if 2 * int(masked.sum()) > masked.size:
+                # No mask: a frame that is nothing but too bright.
+                return
+            if masked.any():
+                known = find_defects(*self._references)
+                replaced = masked if self._replaced is None else masked | self._replaced
+                self._leave_out(masked if known is None else masked | known, replaced)
+            self._masked_counts = None
 
     def mean_electrons(self, counts: npt.NDArray[Any]) -> float:
         """Mean electrons per pixel of a raw frame on the host, without calibrating its pixels.
@@ -226,9 +286,11 @@ class Calibrator:
         Parameters
         ----------
         counts : ndarray (H, W), any real dtype
-            Counts.
+            Counts. Defects are left out.
         """
-        return (float(counts.mean(dtype=np.float64)) - self._mean_dark) * self._mean_scale
+        self._mark_masked(counts)
+        mean_dark, mean_scale = self._means
+        return (self._mean(counts) - mean_dark) * mean_scale
 
     def apply(self, raw: Any, out: Any) -> Any:
         """Calibrate one frame.
@@ -245,6 +307,7 @@ class Calibrator:
         array
             ``out``.
         """
+        self._mark_masked(raw)
         if not self._on_host:
             return self._apply_on_gpu(raw, out)
         # Some rows at a time, which stay in the cache from one step to the next.

@@ -106,6 +106,7 @@ class CameraSetup:
             gain=flat.image if flat else None,
             replace_defects=self._profile.calibration.defects,
             xray_sigma=self._profile.calibration.xray_sigma,
+            masked_counts=state.masked_counts,
         )
         if gain is None and old is None:
             self._warn(

@@ -84,6 +84,63 @@ def test_a_quiet_sensor_has_no_defects():
     assert not defects.any()
 
 
+@pytest.mark.parametrize("dark_rate", [1e-4, 1e-3, 1e-2, 0.05])
+def test_dark_events_of_a_counting_camera_are_no_defects(
+    dark_rate: float, rng: np.random.Generator
+):
+    # Most pixels have the same mean of none at all, and that of the others is one event of 64.
+    dark = (rng.poisson(64 * dark_rate, (256, 256)) / 64).astype(np.float32)
+    dark[7, 9] = 3.0
+    defects = find_defects(dark, None)
+    assert defects is not None
+    assert np.argwhere(defects).tolist() == [[7, 9]]
+
+
+def test_a_hot_pixel_of_a_sensor_without_any_noise_is_a_defect():
+    dark = np.full(SHAPE, 100.0, np.float32)
+    dark[7, 9] = 4000
+    defects = find_defects(dark, None)
+    assert defects is not None
+    assert np.argwhere(defects).tolist() == [[7, 9]]
+
+
+def test_nearly_dead_pixels_do_not_raise_the_mean(rng: np.random.Generator):
+    response = rng.normal(1, 0.02, SHAPE)
+    response[3, 4] = 1e-6
+    gain = make_gain(4000 * response, 0.0)
+    raw = rng.poisson(200 * response).astype(np.uint16)
+    calibrator = Calibrator(np, SHAPE, 40, gain=gain)
+    assert calibrator.mean_electrons(raw) == pytest.approx(
+        float(calibrator.apply(raw, plane()).mean()), rel=2e-3
+    )
+
+
+@pytest.mark.parametrize("replace_defects", [True, False])
+def test_pixels_that_were_not_measured_are_replaced(
+    replace_defects: bool, rng: np.random.Generator
+):
+    # A gap between two chips, and a masked pixel, as DECTRIS marks them.
+    raw = rng.poisson(5.0, (2, *SHAPE)).astype(np.uint32)
+    raw[:, :, 20:22] = raw[:, 3, 4] = np.iinfo(np.uint32).max
+    calibrator = Calibrator(
+        np, SHAPE, 1, replace_defects=replace_defects, masked_counts=float(np.iinfo(np.uint32).max)
+    )
+    for frame in raw:
+        measured = frame[frame < 1000]
+        assert calibrator.mean_electrons(frame) == pytest.approx(measured.mean())
+        out = calibrator.apply(frame, plane())
+        assert 0 <= out.min() <= out.max() <= measured.max()
+        assert out.mean() == pytest.approx(measured.mean(), rel=0.01)
+    assert calibrator.defects == 2 * SHAPE[0] + 1
+
+
+def test_a_frame_that_is_too_bright_all_over_is_no_mask():
+    full = np.full(SHAPE, 65535, np.uint16)
+    calibrator = Calibrator(np, SHAPE, 1, masked_counts=65535.0)
+    assert calibrator.mean_electrons(full) == 65535
+    assert calibrator.defects == 0
+
+
 def test_xray_hits_go_and_the_rest_stays(rng: np.random.Generator):
     clean = rng.poisson(20, SHAPE).astype(np.uint16)
     hit = clean.copy()
