@@ -12,6 +12,7 @@ no unit that means a dose.
 
 from __future__ import annotations
 
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -283,7 +284,8 @@ class DEColumn:
             raise DeviceTimeoutError(
                 f"DE-TEM-Channel did not answer {method} within {options.reply_timeout_s:g} s"
             ) from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
+            # The latter where something else listens there, or it ends amid its answer.
             cause = getattr(error, "reason", error)
             if isinstance(cause, TimeoutError):
                 raise DeviceTimeoutError(

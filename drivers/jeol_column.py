@@ -76,7 +76,8 @@ class JeolColumn:
 
     def set_blanked(self, blanked: bool) -> None:
         """See `Blanker`."""
-        if self._link.ask(lambda _: self._blank(blanked)) != blanked:
+        # Behind a call that takes its time, a late blank is better than none.
+        if self._link.ask(lambda _: self._blank(blanked), even_late=blanked) != blanked:
             raise RefusedError(
                 f"the microscope says that the beam is {'not ' if blanked else ''}blanked after "
                 "it was told the other; look at its screen"

@@ -96,8 +96,12 @@ class PyJemLink:
             raise NotConnectedError("the JEOL microscope is not connected; open it first")
         return self._worker.submit(question)
 
-    def ask(self, question: Callable[[Any], Answer], longest_s: float = 0.0) -> Answer:
+    def ask(
+        self, question: Callable[[Any], Answer], longest_s: float = 0.0, even_late: bool = False
+    ) -> Answer:
         """Ask and wait ``reply_timeout_s`` and ``longest_s`` seconds for the answer.
+
+        What has not begun by then is not done any more, unless it is to be done ``even_late``.
 
         Raises
         ------
@@ -109,7 +113,8 @@ class PyJemLink:
         if self._worker is None:
             raise NotConnectedError("the JEOL microscope is not connected; open it first")
         try:
-            return self._worker.call(question, self._options.reply_timeout_s + longest_s)
+            longest_s += self._options.reply_timeout_s
+            return self._worker.call(question, longest_s, even_late=even_late)
         except Exception as error:
             raise self.told(error) from None
 

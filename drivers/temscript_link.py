@@ -105,7 +105,9 @@ class TemscriptLink:
             raise NotConnectedError("the Thermo Fisher microscope is not connected; open it first")
         return self._worker.submit(question)
 
-    def ask(self, question: Callable[[Any], Answer], longest_s: float = 0.0) -> Answer:
+    def ask(
+        self, question: Callable[[Any], Answer], longest_s: float = 0.0, even_late: bool = False
+    ) -> Answer:
         """Ask and wait for the answer.
 
         Parameters
@@ -114,6 +116,8 @@ class TemscriptLink:
             Given temscript's microscope; it runs on this connection's thread.
         longest_s : float
             How much longer than ``reply_timeout_s`` it may take, in seconds.
+        even_late : bool
+            Whether it is to be done where it has not begun by then.
 
         Raises
         ------
@@ -125,7 +129,8 @@ class TemscriptLink:
         if self._worker is None:
             raise NotConnectedError("the Thermo Fisher microscope is not connected; open it first")
         try:
-            return self._worker.call(question, self._options.reply_timeout_s + longest_s)
+            longest_s += self._options.reply_timeout_s
+            return self._worker.call(question, longest_s, even_late=even_late)
         except Exception as error:
             raise self.told(error) from None
 

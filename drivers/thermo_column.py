@@ -96,7 +96,10 @@ class ThermoColumn:
     def set_blanked(self, blanked: bool) -> None:
         """See `Blanker`."""
         with self._blanker_lock:
-            taken = self._blanker.ask(lambda microscope: _blank(microscope, blanked))
+            # Behind a call that takes its time, a late blank is better than none.
+            taken = self._blanker.ask(
+                lambda microscope: _blank(microscope, blanked), even_late=blanked
+            )
         if taken != blanked:
             raise RefusedError(
                 f"the microscope says that the beam is {'' if taken else 'not '}blanked after it "

@@ -52,13 +52,24 @@ class Worker(Generic[Connection]):
         self._tasks.put((task, answer))
         return answer
 
-    def call(self, task: Callable[[Connection], Answer], timeout_s: float) -> Answer:
+    def call(
+        self, task: Callable[[Connection], Answer], timeout_s: float, *, even_late: bool = False
+    ) -> Answer:
         """Have a task done and wait for it.
+
+        Parameters
+        ----------
+        task : callable of the connection
+            What to do.
+        timeout_s : float
+            How long to wait.
+        even_late : bool
+            Whether it is to be done where nobody waits for it any more, and it had not begun.
 
         Raises
         ------
         TimeoutError
-            It was not done in time. It may be done later; it is not if it had not begun.
+            It was not done in time. It may be done later.
         Exception
             What the task raised.
         """
@@ -67,7 +78,7 @@ class Worker(Generic[Connection]):
             return answer.result(timeout_s)
         except TimeoutError:
             # It may have come just now, or be an error of the task itself.
-            if not answer.cancel() and answer.done():
+            if (even_late or not answer.cancel()) and answer.done():
                 return answer.result()
             raise
 

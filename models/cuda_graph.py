@@ -81,6 +81,9 @@ class GraphedUNet:
         self._recorded: OrderedDict[tuple[int, ...], tuple[Any, list[Tensor], Tensor]]
         self._recorded = OrderedDict()
         self._lock = threading.Lock()
+        self._device = network.hadamard.device
+        self._read: Any = None
+        """The last result has been copied: what it was made of may be written again."""
 
     def __call__(self, blocks: Tensor, vector: Tensor, waves: Tensor | None = None) -> Tensor:
         """Restore frames; arguments and result as in `DoseUNet.forward`."""
@@ -93,26 +96,35 @@ class GraphedUNet:
                     self._recorded.popitem(last=False)
             self._recorded.move_to_end(shape)
             graph, places, result = self._recorded[shape]
-            for place, part in zip(places, given, strict=True):
-                place.copy_(part)
-            graph.replay()
-            out = result.clone()
+            # Not the current device, which is the first one: torch records there, and nothing.
+            with torch.cuda.device(self._device):
+                stream = torch.cuda.current_stream()
+                # The lock orders who asks. What was asked for runs on streams of their own.
+                if self._read is not None:
+                    stream.wait_event(self._read)
+                for place, part in zip(places, given, strict=True):
+                    place.copy_(part)
+                graph.replay()
+                out = result.clone()
+                self._read = stream.record_event()
         if self._half and not bool(torch.isfinite(out).all()):
             out = self._network(blocks, vector, waves)
         return out
 
     def _record(self, given: list[Tensor]) -> tuple[Any, list[Tensor], Tensor]:
-        places = [part.clone(memory_format=torch.preserve_format) for part in given]
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                self._run(*places)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of the program use the GPU at the same time.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = self._run(*places)
+        with torch.cuda.device(self._device):
+            places = [part.clone(memory_format=torch.preserve_format) for part in given]
+            stream: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    self._run(*places)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads of the program use the GPU at the same time. By default the stream is
+            # one of the process, on whatever device was current when it was first made.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                result = self._run(*places)
         return graph, places, result
 
 
@@ -129,11 +141,14 @@ def cuda_network(network: DoseUNet, half: bool) -> GraphedUNet | None:
     device = network.hadamard.device
     blocks, vector = (part.to(device) for part in trial(1.0))
     waves = torch.zeros_like(blocks) if network.waves else None
+    distance = 0.0
     try:
         with torch.inference_mode():
             made = GraphedUNet(network, half)
-            error = made(blocks, vector, waves) - network(blocks, vector, waves)
-            distance = float(error.square().mean().sqrt())
+            # Other frames, too: a graph of nothing gives the first one back for ever.
+            for frame in (blocks, blocks.flip(0, -1), blocks.roll(1, -1)):
+                error = made(frame, vector, waves) - network(frame, vector, waves)
+                distance = max(distance, float(error.square().mean().sqrt()))
     except RuntimeError as problem:
         _log.warning("no CUDA graph: %s", str(problem).splitlines()[0])
         return None

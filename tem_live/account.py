@@ -253,6 +253,11 @@ class DoseAccount:
                 self._note_beam(False)
             self._changed.notify_all()
 
+    @property
+    def ledger_broken(self) -> bool:
+        """Whether what was taken is not on record: see `tem_live.ledger`."""
+        return self._ledger.broken
+
     def run_begins(self, frames: int | None, exposure_s: float, cost: Cost) -> None:
         """Write a run's cost down before it is taken."""
         self._in_flight = 0

@@ -191,6 +191,11 @@ class Beam:
         self._emergencies += 1
         self.blank_quietly()
 
+    def blank_on_request(self) -> None:
+        """Blank, and what was asked for before does not undo it. Raises as `set_blanked`."""
+        self._emergencies += 1
+        self.set_blanked(True)
+
     def blank_quietly(self) -> None:
         """Blank where there is a blanker; a failure is told, loudly, and never raised."""
         if self.parts.blanker is None:
@@ -227,7 +232,7 @@ class Beam:
                 # After a failure above all: what is not known to be blanked is not blanked.
                 try:
                     off = blanker.blanked
-                except DeviceError:
+                except Exception:
                     off = False
                 self.state = replace(self.state, blanked=off)
                 if off:

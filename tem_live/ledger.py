@@ -221,6 +221,11 @@ class Ledger:
                 )
             )
 
+    @property
+    def broken(self) -> bool:
+        """Whether it could not be written, so that lines are missing from there on."""
+        return self._broken
+
     def _book(self, what: dict[str, Any], total: float, source: DoseSource) -> int:
         with self._changed:
             booked = max(total - self._total, 0.0)

@@ -212,8 +212,8 @@ def noise_points(
     difference -= difference[good].mean()
     good &= ~_outliers(difference, good)
     difference, row_noise, column_noise = _without_rows_and_columns(difference, good)
-    found = []
-    for members, mean in _classes(a, b, good, classes):
+    kinds: dict[int, list[NoisePoint]] = {}
+    for kind, members, mean in _classes(a, b, good, classes):
         pixels = int(members.sum())
         if pixels < _LEAST_PIXELS:
             continue
@@ -235,7 +235,9 @@ def noise_points(
             pixels=pixels,
             dark=dark,
         )
-        found.append(_unclipped(point, floor) if clipped > MOST_CLIPPED else point)
+        point = _unclipped(point, floor) if clipped > MOST_CLIPPED else point
+        kinds.setdefault(kind, []).append(point)
+    found = [_together(points) for points in kinds.values()]
     if not found:
         raise CalibrationError(
             "the two frames show no noise (is one a copy of the other, or were they smoothed?); "
@@ -388,11 +390,17 @@ def _line(
     """Weighted line: slope, half its 95 % interval, value at 0, scatter over the errors."""
     if len(mean) < 2 or np.ptp(mean) <= 0:
         return 0.0, np.inf, float(power[0]), 1.0
-    weight = 1.0 / np.maximum(error, 1e-12) ** 2
-    middle = float(np.average(mean, weights=weight))
-    lever = float((weight * (mean - middle) ** 2).sum())
-    slope = float((weight * (mean - middle) * power).sum() / lever)
-    level = float(np.average(power, weights=weight))
+    # The error of a noise power is a share of it. Of what was measured, that would give more weight
+    # to what came out low by chance; so it is taken of the line, which is drawn twice.
+    shares = error / np.maximum(power, 1e-12)
+    for _ in range(2):
+        weight = 1.0 / np.maximum(error, 1e-12) ** 2
+        middle = float(np.average(mean, weights=weight))
+        lever = float((weight * (mean - middle) ** 2).sum())
+        slope = float((weight * (mean - middle) * power).sum() / lever)
+        level = float(np.average(power, weights=weight))
+        on_line = level + slope * (mean - middle)
+        error = shares * np.where(on_line > 0, on_line, np.maximum(power, 1e-12))
     rest = power - level - slope * (mean - middle)
     freedom = len(mean) - 2
     scatter = float(np.sqrt((weight * rest**2).sum() / freedom)) if freedom else 1.0
@@ -446,12 +454,31 @@ def _without_rows_and_columns(difference: Plane, good: Mask) -> tuple[Plane, flo
     return plane, float(shared[0]), float(shared[1])
 
 
-def _classes(a: Plane, b: Plane, good: Mask, count: int) -> list[tuple[Mask, float]]:
-    """Pixels by brightness, with their mean; see `noise_points`."""
+def _together(points: Sequence[NoisePoint]) -> NoisePoint:
+    """One point of a class that was chosen twice: its noise is the same, and no better known."""
+    first = points[0]
+    names = (
+        "mean_counts",
+        "power_counts2",
+        "error_counts2",
+        "variance_counts2",
+        "clipped",
+        "moved",
+    )
+    means = {name: float(np.mean([getattr(point, name) for point in points])) for name in names}
+    return replace(first, **means)
+
+
+def _classes(a: Plane, b: Plane, good: Mask, count: int) -> list[tuple[int, Mask, float]]:
+    """Which class, its pixels, by brightness, and their mean; see `noise_points`.
+
+    Each class is chosen by one frame and measured in the other, so that noise does not choose; and
+    the other way round.
+    """
     if count <= 1:
-        return [(good, 0.5 * float(a[good].mean() + b[good].mean()))]
+        return [(0, good, 0.5 * float(a[good].mean() + b[good].mean()))]
     weight = np.maximum(ndimage.gaussian_filter(good.astype(np.float64), 0.75 * _LOCAL_PX), 1e-6)
-    found: list[tuple[Mask, float]] = []
+    found: list[tuple[int, Mask, float]] = []
     for chosen_by, measured in ((a, b), (b, a)):
         smooth = ndimage.gaussian_filter(np.where(good, chosen_by, 0.0), 0.75 * _LOCAL_PX) / weight
         low, high = np.quantile(smooth[good], (0.01, 0.99))
@@ -460,7 +487,7 @@ def _classes(a: Plane, b: Plane, good: Mask, count: int) -> list[tuple[Mask, flo
         for index in range(count):
             members = good & (label == index)
             if members.any():
-                found.append((members, float(measured[members].mean())))
+                found.append((index, members, float(measured[members].mean())))
     return found
 
 

@@ -71,6 +71,7 @@ def each_raw(
             use(taken.slot.host)
 
     acquisition.taps.append(tap)
+    acquisition.prepare()
     try:
         if blanked:
             beam.blank_quietly()
@@ -80,6 +81,10 @@ def each_raw(
             beam.await_supervisor()
             acquisition.start(frames + SKIPPED, None, lambda: beam.let_on(since)).result()
         acquisition.wait()
+    except BaseException:
+        beam.blank_for_good()
+        acquisition.give_up("user")
+        raise
     finally:
         acquisition.taps.remove(tap)
         beam.blank_quietly()

@@ -247,8 +247,16 @@ def _restored(
     """Restored frames one by one; the mean of each raw one is added to `doses`."""
     for index in range(len(movie)):
         # In double: integers of 32 bits less an offset do not fit into float32.
-        electrons = ((movie.frame(index) - np.float64(offset)) / gain).astype(np.float32)
-        doses.append(float(electrons.mean(dtype=np.float64)))
+        frame = movie.frame(index)
+        electrons = ((frame - np.float64(offset)) / gain).astype(np.float32)
+        if frame.dtype.kind == "u" and frame.dtype.itemsize >= 4:
+            # No pixel counts so far: detectors mark by it what they have not measured. Restorers
+            # fill it from around.
+            electrons[frame == np.iinfo(frame.dtype).max] = np.nan
+        measured = np.isfinite(electrons)
+        doses.append(
+            float(electrons.mean(dtype=np.float64, where=measured)) if measured.any() else 0.0
+        )
         yield np.asarray(restorer.restore(electrons), dtype=np.float32)
         if progress is not None:
             progress(index + 1, len(movie), name)

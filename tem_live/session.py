@@ -48,8 +48,10 @@ from tem_live.drivers.protocols import (
 from tem_live.errors import (
     CalibrationError,
     DeviceError,
+    DeviceTimeoutError,
     DisconnectedError,
     InputError,
+    NotConnectedError,
     RecordingError,
     RefusedError,
     TemLiveError,
@@ -636,6 +638,7 @@ class Session:
         self._must_be_open()
         since = self._beam.emergencies
         lit = self._beam.state.blanked is False
+        of_a_run = self._acquisition.running
         if lit:
             self._beam.set_blanked(True)
         changes = mode.model_dump(
@@ -655,8 +658,11 @@ class Session:
             self._areas.book_on(area)
             self._announce()
         self._mode = name
-        if lit:
+        # A run that ended meanwhile took its beam with it.
+        if lit and (not of_a_run or self._acquisition.running):
             self._beam.unblank(since)
+            if of_a_run and not self._acquisition.running:
+                self._beam.blank_for_good()
         return self._announce()
 
     def apply(self, **changes: Any) -> SessionState:
@@ -691,15 +697,20 @@ class Session:
         if set(changes) - {"blanked", "model", "restore_binning"}:
             self._mode = None
         if changes.get("blanked") is True:
-            # Off the specimen at once, whatever else is to be changed.
-            self._beam.set_blanked(True)
+            # Off the specimen at once, whatever else is to be changed, and whoever is about to
+            # let the beam through again after a pause.
+            self._beam.blank_on_request()
         camera = {key: changes[key] for key in ("exposure_s", "binning", "roi") if key in changes}
         if camera:
             wanted = replace(self._setup.settings, **camera)
             with self._lock:
                 if self._lost and not self._acquisition.running:
                     self._reconnect()
-            self._acquisition.call(lambda: self._configure(wanted)).result()
+            try:
+                self._acquisition.call(lambda: self._configure(wanted)).result()
+            except DeviceError as error:
+                self._note_loss(error)
+                raise
         if "spot_size" in changes:
             self._beam.set_spot_size(int(changes["spot_size"]))
         if "magnification" in changes:
@@ -746,9 +757,15 @@ class Session:
             self._must_be_open()
             if self._acquisition.running:
                 raise RefusedError("a run is going on; stop it first")
+            if self.area is not None and self._account.ledger_broken:
+                raise RecordingError(
+                    f"the dose ledger of {self.area} could not be written, and its budget would be "
+                    "wrong for ever: free the disk, then set the area again"
+                )
             if self._lost:
                 self._reconnect()
             set_objects_aside()
+            self._acquisition.prepare()
             try:
                 self._beam.check_detector()
                 self._guard.run_begins()
@@ -756,16 +773,20 @@ class Session:
                 self._account.run_begins(frames, self.exposure_s, self.cost(frames=frames or 1))
                 self._beam.await_supervisor()
                 self._acquisition.start(frames, seconds, lambda: self._beam.let_on(since)).result()
-            except BaseException:
-                self._beam.blank_quietly()
+            except BaseException as error:
+                # Of an interrupted start the camera's thread knows nothing: it must not go on.
+                self._beam.blank_for_good()
+                self._acquisition.give_up("user")
+                self._note_loss(error)
                 take_objects_back()
                 raise
         self._announce()
 
     def stop(self, reason: str = "user") -> None:
         """Blank the beam, end the run and close the recording; returns when all is done."""
-        if self._acquisition.running:
-            self._beam.blank_quietly()
+        if self._acquisition.running or self._acquisition.starting:
+            # For good: a start, or a change of settings, that is under way must not undo it.
+            self._beam.blank_for_good()
             self._acquisition.request_stop(reason)
         # A run that ends by itself still has frames on their way.
         self._acquisition.wait()
@@ -988,14 +1009,22 @@ class Session:
             The frames do not make a reference.
         DeviceError
             The run ended before all frames had come.
+        RefusedError
+            A recording is going on: it would hold the reference's frames.
         """
         if frames < 2:
             raise CalibrationError(f"{frames} frame(s) make no reference; take at least 2")
+        self._must_not_record()
         target = check_target(path or default_path(self.profile.name, kind))
         since = self._beam.emergencies
-        was_running = self._acquisition.running
-        if was_running:
-            self.stop("reference")
+        left: tuple[int | None, float | None] | None = None
+        if self._acquisition.running:
+            # Not by `stop`, whose blanking is for good: this one is ours to undo.
+            self._beam.blank_quietly()
+            self._acquisition.request_stop("reference")
+            self._acquisition.wait()
+            # Unless it has come to its own end just then.
+            left = self._acquisition.left if self.stats().stop_reason == "reference" else None
         mean = mean_counts(
             self._acquisition,
             self._beam,
@@ -1010,8 +1039,8 @@ class Session:
         references.use(reference)
         self._configure_again()
         self._tell("info", f"{kind} reference of {frames} frames saved to {saved}")
-        if was_running:
-            self._start(None, None, since)
+        if left is not None:
+            self._start(*left, since)
         return saved
 
     def take_raw(self, frames: int, blanked: bool = False) -> list[npt.NDArray[Any]]:
@@ -1034,12 +1063,13 @@ class Session:
         DeviceError
             The run ended before all had come.
         RefusedError
-            A run is going on.
+            A run or a recording is going on.
         """
         with self._lock:
             self._must_be_open()
             if self._acquisition.running:
                 raise RefusedError("a run is going on; stop it first")
+            self._must_not_record()
             kept: list[npt.NDArray[Any]] = []
             each_raw(
                 self._acquisition,
@@ -1100,7 +1130,7 @@ class Session:
             if self._closed:
                 return
             self._closed = True
-        self._beam.blank_quietly()
+        self._beam.blank_for_good()
         self._closing.close()
         self._recording.forget()
 
@@ -1129,6 +1159,13 @@ class Session:
     def _must_be_open(self) -> None:
         if self._closed:
             raise DisconnectedError("the session is closed; open a new one")
+
+    def _must_not_record(self) -> None:
+        if self._recording.path is not None:
+            raise RefusedError(
+                "a recording is going on, and frames of a calibration do not belong in it; stop it "
+                "first"
+            )
 
     def _configure(self, wanted: CameraSettings) -> None:
         """Set the camera and lay out the frames' memory anew; on the camera's thread."""
@@ -1219,6 +1256,12 @@ class Session:
         self._acquisition.call(again).result()
         self._lost = False
 
+    def _note_loss(self, error: BaseException) -> None:
+        """A camera that is gone is looked for again with the next start or setting."""
+        gone = DisconnectedError | NotConnectedError | DeviceTimeoutError
+        if isinstance(error, gone) and not self._acquisition.running:
+            self._lost = True
+
     def _on_stopped(self, reason: str) -> None:
         self._recording.forget()
         take_objects_back()
@@ -1238,7 +1281,7 @@ class Session:
 
     def _on_recording_error(self, error: RecordingError) -> None:
         self._recording.error = error
-        self._beam.blank_quietly()
+        self._beam.blank_for_good()
         self._acquisition.request_stop(f"error: {error}", error)
         self._tell("error", str(error))
 
@@ -1246,7 +1289,7 @@ class Session:
         """The budget is spent, whether or not a frame has come; on the account's thread."""
         # An opening that fails before there is one may have found the beam on.
         opened = hasattr(self, "_acquisition")
-        running = opened and self._acquisition.running
+        running = opened and (self._acquisition.running or self._acquisition.starting)
         self._beam.blank_quietly()
         if running:
             self._acquisition.request_stop("budget")
@@ -1257,9 +1300,9 @@ class Session:
 
     def _on_too_bright(self, text: str) -> None:
         """The detector takes more than it may; from any thread."""
-        self._beam.blank_quietly()
+        self._beam.blank_for_good()
         error = RefusedError(f"beam blanked to protect the detector: {text}")
-        if self._acquisition.running:
+        if self._acquisition.running or self._acquisition.starting:
             self._acquisition.request_stop(f"error: {error}", error)
         else:
             self._tell("error", str(error))
@@ -1275,7 +1318,7 @@ class Session:
         # A session that is being closed has blanked the beam, and may have let go of the column.
         if self._account.area is not None and not self._closed:
             # The budget of this area would be wrong for ever.
-            self._beam.blank_quietly()
+            self._beam.blank_for_good()
             self._acquisition.request_stop(f"error: {error}", error)
         self._tell("error", str(error))
 

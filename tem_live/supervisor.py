@@ -19,6 +19,7 @@ terminal, and by `last_report` to the next session; to this one if it goes on af
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import queue
@@ -226,6 +227,10 @@ class _Watched(BaseModel):
 def main() -> int:
     """The supervisor's process; returns its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # As the program writes it, and not in the code page of this Windows.
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")
     try:
         watched = _Watched.model_validate_json(sys.stdin.readline())
         camera = make_camera(watched.profile)

@@ -86,6 +86,7 @@ class Acquisition:
         self.stream: Stream | None = None
         self.taps: list[Callable[[Taken], None]] = []
         self.running = False
+        self.starting = False
         self.stop_reason: str | None = None
         self.error: TemLiveError | None = None
         self.frames = 0
@@ -95,6 +96,7 @@ class Acquisition:
         self.next_id = 0
         self._remaining: int | None = None
         self._deadline: float | None = None
+        self._ended = 0.0
         self._expected = 0
         self._waiting_since = 0.0
         self._slot: Slot | None = None
@@ -114,10 +116,33 @@ class Acquisition:
 
     # -- from other threads
 
+    def prepare(self) -> None:
+        """A run is about to be asked for: a stop from here on is meant for it.
+
+        `start` or `give_up` is to follow.
+        """
+        self._stop_request = None
+        self.starting = True
+        self._idle.clear()
+
+    def give_up(self, reason: str) -> None:
+        """No run was asked for after all, or nobody waits for it any more: there shall be none."""
+        self.request_stop(reason)
+        self.starting = False
+        if not self.running:
+            self._idle.set()
+
     @property
     def fps(self) -> float:
         """Raw frames per second of the run; 0 where there are not two."""
         return rate_of(self.frames, self.first_frame, self.last_frame)
+
+    @property
+    def left(self) -> tuple[int | None, float | None]:
+        """Frames and seconds that the last run still had to go when it ended; None for no end."""
+        if self._deadline is None:
+            return self._remaining, None
+        return self._remaining, max(self._deadline - self._ended, 0.0)
 
     def call(self, work: Callable[[], _T]) -> Future[_T]:
         """Run ``work`` on the camera's thread, the camera stopped around it if it runs."""
@@ -143,8 +168,11 @@ class Acquisition:
         """Begin a run of so many frames or seconds, or without end.
 
         ``unblank`` lets the beam through, just before the camera starts; None leaves it as it is.
-        With a budget that does not allow one frame it is not called, and the run has ended.
+        With a budget that does not allow one frame it is not called, and the run has ended; nor
+        where a stop was asked for since `prepare`.
         """
+        if not self.starting:
+            self.prepare()
         return self.call(lambda: self._begin(frames, seconds, unblank))
 
     def request_stop(self, reason: str, error: TemLiveError | None = None) -> None:
@@ -199,7 +227,10 @@ class Acquisition:
         try:
             return work()
         finally:
-            if self.running:
+            if self.running and self._stop_request is not None:
+                # Not for the moment that the camera takes to start: whoever asked had a reason.
+                self._finish(*self._stop_request)
+            elif self.running:
                 self._restart(go_on)
 
     def _restart(self, unblank: Callable[[], None]) -> None:
@@ -250,6 +281,16 @@ class Acquisition:
     def _begin(
         self, frames: int | None, seconds: float | None, unblank: Callable[[], None] | None
     ) -> None:
+        try:
+            self._begin_run(frames, seconds, unblank)
+        finally:
+            self.starting = False
+            if not self.running:
+                self._idle.set()
+
+    def _begin_run(
+        self, frames: int | None, seconds: float | None, unblank: Callable[[], None] | None
+    ) -> None:
         if self.stream is None:
             raise DeviceError("the camera is not configured")
         self.frames = 0
@@ -258,7 +299,6 @@ class Acquisition:
         self._processor.reset()
         # Before the beam is on: a specimen need not wait for a compiler.
         self._processor.prepare(self.stream.ring.shape)
-        self._stop_request = None
         self.stop_reason = None
         self.error = None
         self._remaining = frames
@@ -266,6 +306,9 @@ class Acquisition:
         self._idle.clear()
         self.running = True
         interval_s = self.stream.state.frame_interval_s
+        if self._stop_request is not None:
+            self._finish(*self._stop_request)
+            return
         first_ends_s = self._account.clock.now() + self.lead_s + interval_s
         if not self._account.lasts_until(first_ends_s, unblanking=unblank is not None):
             self._finish("budget")
@@ -275,7 +318,6 @@ class Acquisition:
         except BaseException:
             self._blank()
             self.running = False
-            self._idle.set()
             raise
 
     def _step(self, wait_s: float) -> bool:
@@ -421,18 +463,24 @@ class Acquisition:
             # A loop that lags behind its camera has frames to fetch that the specimen paid for.
             self._fetch_paid()
         self.running = False
-        with contextlib.suppress(DeviceError):
+        self._ended = time.monotonic()
+        # Whatever a driver raises: nobody would hear of the end, and the recording stay open.
+        with contextlib.suppress(Exception):
             self._camera.stop()
         if self._slot is not None and self._slot_ring is not None:
             self._slot_ring.release(self._slot)
             self._slot = None
         self._slot_ring = None
-        self._processor.drain()
-        self._account.settle()
-        self._writer.close()
-        self.stop_reason = reason
-        self.error = error
         try:
-            self._on_stopped(reason)
+            self._processor.drain()
+            self._account.settle()
         finally:
-            self._idle.set()
+            try:
+                self._writer.close()
+            finally:
+                self.stop_reason = reason
+                self.error = error
+                try:
+                    self._on_stopped(reason)
+                finally:
+                    self._idle.set()

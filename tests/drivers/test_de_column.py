@@ -231,3 +231,23 @@ def test_a_service_that_hangs_is_given_its_timeout(faulty: Callable[..., DEColum
         _ = column.blanked
     assert time.monotonic() - began < 3
     release.set()
+
+
+@pytest.mark.parametrize(
+    "said", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n<half"]
+)
+def test_something_else_behind_the_port_is_said(said: bytes):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(said)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        column = DEColumn(DEColumnOptions(soap_port=server.getsockname()[1], reply_timeout_s=5.0))
+        with pytest.raises(NotConnectedError, match="no DE-TEM-Channel answers"):
+            column.open()
+        thread.join(10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from tem_live.drivers.jeol_column import JeolColumn
 from tem_live.drivers.protocols import Blanker, CameraSettings, ColumnParts
 from tem_live.drivers.pyjem_link import PyJemOptions
 from tem_live.errors import (
+    DeviceError,
     DeviceTimeoutError,
     DisconnectedError,
     NotConnectedError,
@@ -242,3 +245,36 @@ def test_no_magnification_in_diffraction(column: JeolColumn, fake: PyJem) -> Non
     fake.unit = "cm"
     with pytest.raises(RefusedError, match="imaging mode"):
         _ = column.magnification
+
+
+def test_a_blank_behind_a_call_that_takes_its_time_comes_late(fake: PyJem) -> None:
+    busy, back = threading.Event(), threading.Event()
+
+    def select(size: int) -> None:
+        busy.set()
+        back.wait(10)
+
+    fake.SelectSpotSize = select  # type: ignore[method-assign]
+    column = JeolColumn(PyJemOptions(reply_timeout_s=0.2), connect=lambda: fake)
+    column.open()
+    column.set_blanked(False)
+
+    def spot() -> None:
+        with contextlib.suppress(DeviceError):
+            column.set_spot_size(3)
+
+    changing = threading.Thread(target=spot)
+    changing.start()
+    assert busy.wait(10)
+    with pytest.raises(DisconnectedError, match="does not answer"):
+        column.set_blanked(True)
+    # An unblanking that nobody waits for is not done any more.
+    with pytest.raises(DisconnectedError, match="does not answer"):
+        column.set_blanked(False)
+    back.set()
+    changing.join(10)
+    deadline = time.monotonic() + 10
+    while not fake.blanked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert column.blanked
+    column.close()

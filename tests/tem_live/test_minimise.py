@@ -316,6 +316,7 @@ class StandIn:
 
 class Judged:
     judged = Signal(object, object)
+    failed = Signal(str)
 
 
 class Hands:

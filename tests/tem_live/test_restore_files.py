@@ -242,6 +242,26 @@ def test_types_of_counts(tmp_path: Path, kind: str) -> None:
     np.testing.assert_allclose(frames_of(tmp_path / "out.npy"), expected, rtol=1e-6)
 
 
+def test_pixels_that_the_detector_did_not_measure(tmp_path: Path) -> None:
+    from tem_live.models import load_restorer
+
+    plain = np.random.default_rng(1).poisson(5.0, (1, 96, 96)).astype(np.uint32)
+    masked = plain.copy()
+    masked[:, 40] = masked[:, 3, 4] = np.iinfo(np.uint32).max
+    restored = {}
+    for name, frames in (("plain", plain), ("masked", masked)):
+        np.save(tmp_path / f"{name}.npy", frames)
+        restore_files(
+            [tmp_path / f"{name}.npy"],
+            tmp_path / f"{name}.tif",
+            load_restorer("fast", device="cpu"),
+            counts_per_electron=1.0,
+        )
+        restored[name] = frames_of(tmp_path / f"{name}.tif")
+    assert restored["masked"].mean() == pytest.approx(5.0, rel=0.05)
+    assert np.abs(restored["masked"] - restored["plain"]).max() < 1.0
+
+
 def test_the_real_pair(tmp_path: Path) -> None:
     pair = SHARED / "lowdose_pair"
     if not pair.exists():

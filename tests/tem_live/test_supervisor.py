@@ -14,6 +14,7 @@ import pytest
 import zarr
 
 from tem_live.drivers.sim_serial import SimulatedUniblitz
+from tem_live.profiles import Profile
 from tem_live.recovery import recover
 from tem_live.session import Session, open_session
 from tem_live.supervisor import Report, Supervisor, last_report
@@ -300,3 +301,34 @@ def test_a_profile_that_it_cannot_read_ends_it(capfd: pytest.CaptureFixture[str]
     assert not supervisor.wait_ready(AMPLE_S)
     supervisor.release()
     assert "no such column driver" in capfd.readouterr().err
+
+
+def test_what_it_sends_does_not_depend_on_the_code_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A pipe of a Western European Windows.
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    received = bytearray()
+
+    def receive(data: bytes) -> bytes:
+        received.extend(data)
+        return b""
+
+    with open_session("sim", ["restorer.model=none"]) as session:
+        profile = session.profile
+    with Cable(receive, tmp_path) as cable:
+        column = {
+            "driver": "serial-line",
+            "port": cable.port,
+            "blank_text": "\xff\x01\xc1",
+            "unblank_text": "\xff\x02",
+        }
+        given = profile.model_dump(mode="json", exclude_none=True) | {"column": column}
+        supervisor = Supervisor(Profile.model_validate(given), lambda: None)
+        assert supervisor.wait_ready(AMPLE_S)
+        supervisor.release(blanked=False)
+        assert eventually(lambda: bytes(received).endswith(b"\xff\x01\xc1"))
+        report = last_report()
+        assert report is not None
+        assert report.error is None
