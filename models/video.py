@@ -10,8 +10,9 @@ Averaging raw frames rather than restored ones keeps what is below the noise of 
   The mean is moved by a phase ramp in Fourier space, which neither blurs it nor correlates its
   noise; the frame is mirrored at its border first.
 - **Change** is a difference between the new frame and the mean that is more than noise at one of
-  four scales. There the past is dropped at once, so that a particle that vanishes or moves by
-  itself leaves no ghost.
+  four scales. There the past is left out at once, so that a particle that vanishes or moves by
+  itself leaves no ghost. It is dropped when the next frame agrees that it has changed, and taken
+  back when it does not: one pixel in twenty differs by chance, in every frame.
 - **Equal noise everywhere**: where fewer frames could be averaged, the mean is drawn towards the
   single restored frame until its noise is that of the rest. The spatial restorer then meets a frame
   with one noise level, as it was trained for.
@@ -60,6 +61,10 @@ class _Past:
     """Running mean of raw frames, (H, W)."""
     frames: Tensor
     """How many of them at each pixel, (H, W)."""
+    newest: Tensor
+    """The last raw frame, (H, W)."""
+    doubted: Tensor
+    """1 where it differs from the mean, which is without it there; else 0, (H, W)."""
     restored: Tensor
     """The last result, (H, W)."""
 
@@ -104,27 +109,31 @@ class VideoRestorer(Restorer):
             self._begin(frame, single, out)
             return
         shift = _register(past.restored, frame, single, self._motion)
-        known = _moved(past, shift)
-        changed = _changed(frame, known.mean, known.frames, single)
-        if float(changed.mean()) > _ALL_CHANGED:
+        variance = _noise_variance(frame, single)
+        known = _settled(_moved(past, shift), frame, variance)
+        doubted = _differs(frame, 1.0, known, variance)
+        if float(doubted.mean()) > _ALL_CHANGED:
             self._begin(frame, single, out)
             return
-        count = known.frames * (1.0 - changed)
-        average = torch.where(count > 0, known.mean, frame)
-        average = average + (frame - average) / (count + 1.0)
-        count = (count + 1.0).clamp_max_(_MEMORY)
+        longer, frames = _with(known.mean, known.frames, frame)
+        average = torch.where(doubted > 0, frame, longer)
+        count = torch.where(doubted > 0, torch.ones_like(frames), frames)
         most = float(count.median())
         even = single + (count / most).sqrt_().clamp_max_(1.0) * (average - single)
         restored = self._spatial.restore(even) if most > 1.0 else single
         # That of the frame, as the spatial restorer sees it: without hits.
         restored = restored + (single.mean() - restored.mean())
-        self._past = _Past(average, count, restored)
+        kept = torch.where(doubted > 0, known.mean, longer)
+        frames = torch.where(doubted > 0, known.frames, frames)
+        # The caller may restore in place, and reuse the frame's memory for the next one.
+        self._past = _Past(kept, frames, frame.clone(), doubted, restored)
         out.copy_(restored)
 
     def _begin(self, frame: Tensor, single: Tensor, out: Tensor) -> None:
         self._motion = _Motion()
-        # A copy: the caller may restore in place, and reuse the frame's memory for the next one.
-        self._past = _Past(frame.clone(), torch.ones_like(frame), single.clone())
+        # Copies: the caller may restore in place, and reuse the frame's memory for the next one.
+        newest, none = frame.clone(), torch.zeros_like(frame)
+        self._past = _Past(newest, torch.ones_like(frame), newest, none, single.clone())
         out.copy_(single)
 
 
@@ -318,7 +327,8 @@ def _moved(past: _Past, shift: tuple[float, float]) -> _Past:
     dy, dx = shift
     if dy == 0.0 and dx == 0.0:
         return past
-    frames = torch.roll(past.frames, (round(dy), round(dx)), dims=(0, 1))
+    whole = round(dy), round(dx)
+    frames = torch.roll(past.frames, whole, dims=(0, 1))
     # The number of frames falls off towards what has changed, however the shift was rounded.
     frames = -_largest_around(-frames, 1)
     height, width = frames.shape
@@ -331,7 +341,9 @@ def _moved(past: _Past, shift: tuple[float, float]) -> _Past:
         frames[:, : min(left, width)] = 0.0
     elif dx < -0.02:
         frames[:, max(width - left, 0) :] = 0.0
-    return _Past(_shift(past.mean, dy, dx), frames, past.restored)
+    doubted = torch.roll(past.doubted, whole, dims=(0, 1)) * (frames > 0)
+    mean, newest = _shift(past.mean, dy, dx), _shift(past.newest, dy, dx)
+    return _Past(mean, frames, newest, doubted, past.restored)
 
 
 def _shift(image: Tensor, dy: float, dx: float) -> Tensor:
@@ -348,20 +360,37 @@ def _shift(image: Tensor, dy: float, dx: float) -> Tensor:
     return moved[m : m + height, m : m + width]
 
 
-def _changed(frame: Tensor, mean: Tensor, frames: Tensor, single: Tensor) -> Tensor:
-    """Where the frame differs from the mean of those before by more than noise: 0 or 1, (H, W)."""
-    variance = _noise_variance(frame, single)
-    difference = frame - mean
+def _with(mean: Tensor, frames: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """The running mean with one frame more, and of how many it is by then."""
+    mean = torch.where(frames > 0, mean, frame)
+    return mean + (frame - mean) / (frames + 1.0), (frames + 1.0).clamp_max_(_MEMORY)
+
+
+def _settled(past: _Past, frame: Tensor, variance: Tensor) -> _Past:
+    """Where the frame before was doubted: decide by this one whether it or the mean is right."""
+    if not bool(past.doubted.any()):
+        return past
+    # Two frames tell what one did by chance from what has changed, which they show more clearly.
+    differs = _differs(0.5 * (frame + past.newest), 2.0, past, variance)
+    changed, same = past.doubted * differs, past.doubted * (1.0 - differs)
+    mean, frames = _with(past.mean, past.frames, past.newest)
+    mean = torch.where(same > 0, mean, torch.where(changed > 0, past.newest, past.mean))
+    frames = torch.where(same > 0, frames, torch.where(changed > 0, 1.0, past.frames))
+    return _Past(mean, frames, past.newest, torch.zeros_like(frame), past.restored)
+
+
+def _differs(average: Tensor, frames: float, past: _Past, variance: Tensor) -> Tensor:
+    """Where an average of frames differs from the past by more than noise: 0 or 1, (H, W)."""
+    difference = average - past.mean
     # In units of the noise of a difference, which is less than known where the past is short.
-    spread = (variance * (1.0 + 1.0 / frames.clamp_min(1.0))).sqrt_()
-    z = torch.where(frames > 0, difference / spread, torch.zeros_like(difference))
-    changed = torch.zeros_like(frame)
-    height, width = frame.shape
+    spread = (variance * (1.0 / frames + 1.0 / past.frames.clamp_min(1.0))).sqrt_()
+    z = torch.where(past.frames > 0, difference / spread, torch.zeros_like(difference))
+    changed = torch.zeros_like(average)
+    height, width = average.shape
     for sigma_px, bin_px in _SCALES:
-        # A blur of white noise of unit variance has the variance 1 / (4 pi sigma^2), binned or not.
-        binned = functional.avg_pool2d(z[None, None], bin_px, ceil_mode=True)[0, 0]
-        smooth = _blur(binned, sigma_px / bin_px) * math.sqrt(4.0 * math.pi) * sigma_px
-        found = (smooth.abs() > _CHANGED).to(frame.dtype)
+        binned = functional.avg_pool2d(z[None, None], bin_px, ceil_mode=True)[0, 0] * bin_px
+        smooth = _significance(binned, sigma_px / bin_px)
+        found = (smooth.abs() > _CHANGED).to(average.dtype)
         found = _largest_around(found, max(1, round(sigma_px / bin_px)))
         found = found.repeat_interleave(bin_px, 0).repeat_interleave(bin_px, 1)
         changed = torch.maximum(changed, found[:height, :width])
@@ -388,11 +417,33 @@ def _largest_around(image: Tensor, reach: int) -> Tensor:
     return functional.max_pool2d(rows, (1, side), 1, (0, reach))[0, 0]
 
 
-def _blur(image: Tensor, sigma_px: float) -> Tensor:
+def _significance(z: Tensor, sigma_px: float) -> Tensor:
+    """White noise of unit variance, blurred, in units of its standard deviation then.
+
+    At the border there is less to average, and nothing is counted twice as by mirroring.
+    """
+    taps = _gaussian(z, sigma_px)
+    reach = len(taps) // 2
+    rows = functional.conv2d(z[None, None], taps[None, None, None, :], padding=(0, reach))
+    blurred = functional.conv2d(rows, taps[None, None, :, None], padding=(reach, 0))[0, 0]
+    down, across = (
+        functional.conv1d(z.new_ones(1, 1, side), taps.square()[None, None], padding=reach)[0, 0]
+        for side in z.shape
+    )
+    return blurred / torch.outer(down, across).sqrt_()
+
+
+def _gaussian(like: Tensor, sigma_px: float) -> Tensor:
+    """Taps of a Gaussian, which add up to 1."""
     reach = math.ceil(3.0 * sigma_px)
-    taps = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
+    taps = torch.arange(-reach, reach + 1, dtype=like.dtype, device=like.device)
     taps = torch.exp(-0.5 * (taps / sigma_px) ** 2)
-    taps = taps / taps.sum()
+    return taps / taps.sum()
+
+
+def _blur(image: Tensor, sigma_px: float) -> Tensor:
+    taps = _gaussian(image, sigma_px)
+    reach = len(taps) // 2
     padded = functional.pad(image[None, None], (reach, reach, reach, reach), mode="reflect")
     rows = functional.conv2d(padded, taps[None, None, None, :])
     return functional.conv2d(rows, taps[None, None, :, None])[0, 0]

@@ -456,17 +456,19 @@ def _without_rows_and_columns(difference: Plane, good: Mask) -> tuple[Plane, flo
 
 def _together(points: Sequence[NoisePoint]) -> NoisePoint:
     """One point of a class that was chosen twice: its noise is the same, and no better known."""
-    first = points[0]
-    names = (
-        "mean_counts",
-        "power_counts2",
-        "error_counts2",
-        "variance_counts2",
-        "clipped",
-        "moved",
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(point, name) for point in points]))
+
+    return replace(
+        points[0],
+        mean_counts=mean("mean_counts"),
+        power_counts2=mean("power_counts2"),
+        error_counts2=mean("error_counts2"),
+        variance_counts2=mean("variance_counts2"),
+        clipped=mean("clipped"),
+        moved=mean("moved"),
     )
-    means = {name: float(np.mean([getattr(point, name) for point in points])) for name in names}
-    return replace(first, **means)
 
 
 def _classes(a: Plane, b: Plane, good: Mask, count: int) -> list[tuple[int, Mask, float]]:
