@@ -242,13 +242,19 @@ def open_backend(device: str) -> Backend:
     Parameters
     ----------
     device : str
-        ``"cpu"``, ``"cuda"`` (or ``"cuda:N"``).
+        ``"cpu"`` or ``"cuda"``, the first GPU.
 
     Raises
     ------
     ModelError
-        CUDA is asked for, but CuPy or a CUDA device is missing.
+        CUDA is asked for, but CuPy or a CUDA device is missing; or another GPU than the first.
     """
+    if device.startswith("cuda") and device.partition(":")[2] not in ("", "0"):
+        raise ModelError(
+            f"frames are taken onto the first GPU, not onto '{device}': set the environment's "
+            f"CUDA_VISIBLE_DEVICES={device.partition(':')[2]}, which makes that the first, and "
+            "ask for 'cuda'"
+        )
     return CupyBackend() if device.startswith("cuda") else NumpyBackend()
 
 

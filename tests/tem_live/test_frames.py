@@ -137,6 +137,11 @@ def test_cuda_without_cuda_is_refused_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_another_gpu_than_the_first_is_refused_and_the_way_told():
+    with pytest.raises(ModelError, match="CUDA_VISIBLE_DEVICES=1"):
+        open_backend("cuda:1")
+
+
 def test_on_the_cpu_a_plane_is_on_the_host():
     backend = NumpyBackend()
     plane = backend.zeros((8, 12))
