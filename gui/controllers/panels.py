@@ -168,6 +168,7 @@ class CameraController:
             self._view.show_exposure(state.exposure_s)
         if not self._hub.is_pending("binning"):
             self._view.show_binning(state.binning)
+        self._view.show_recording(state.recording is not None)
 
     def set_exposure(self, exposure_s: float) -> None:
         """Ask for an exposure."""

@@ -148,6 +148,11 @@ class BeamPanel(Panel):
         self.total.setText(total)
 
 
+_DARK_TIP = "Take a dark reference (beam blanked)"
+_GAIN_TIP = "Take a gain reference (even beam)"
+_RECORDS_TIP = "Stop the recording first: the frames of a reference do not belong in it"
+
+
 class CameraPanel(Panel):
     """Exposure, binning, read-out region, references."""
 
@@ -175,8 +180,9 @@ class CameraPanel(Panel):
         self.from_view = push("ROI = view", "crop", "Read out only what is visible now")
         self.full = push("Full sensor", "fullscreen", "Read out the whole sensor")
         self.add_wide(self.from_view, self.full)
-        self.dark = push("Dark ref…", "weather-night", "Take a dark reference (beam blanked)")
-        self.gain = push("Gain ref…", "white-balance-sunny", "Take a gain reference (even beam)")
+        self.dark = push("Dark ref…", "weather-night", _DARK_TIP)
+        self.gain = push("Gain ref…", "white-balance-sunny", _GAIN_TIP)
+        self._reference_running = self._recording = False
         self.add_wide(self.dark, self.gain)
         self.exposure.edited.connect(self.exposure_edited)
         self.binning.chosen.connect(self.binning_chosen.emit)
@@ -228,8 +234,18 @@ class CameraPanel(Panel):
 
     def show_reference_running(self, running: bool) -> None:
         """No second reference while one is taken."""
-        self.dark.setEnabled(not running)
-        self.gain.setEnabled(not running)
+        self._reference_running = running
+        self._show_references()
+
+    def show_recording(self, recording: bool) -> None:
+        """No reference while a recording would take its frames in."""
+        self._recording = recording
+        self._show_references()
+
+    def _show_references(self) -> None:
+        for button, tip in ((self.dark, _DARK_TIP), (self.gain, _GAIN_TIP)):
+            button.setEnabled(not (self._reference_running or self._recording))
+            button.setToolTip(_RECORDS_TIP if self._recording else tip)
 
 
 class RestorerPanel(Panel):

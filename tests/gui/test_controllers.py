@@ -166,6 +166,26 @@ def test_reference_is_asked_for_first(hub, session):
     assert [call.args for call in view.show_reference_running.call_args_list] == [(True,), (False,)]
 
 
+def test_no_reference_while_recording(hub, session, qapp):
+    view = CameraPanel()
+    controller = CameraController(view, hub, MagicMock(), MagicMock(), GuiSettings())
+    hub.open("fake")
+    assert view.dark.isEnabled()
+    assert view.gain.isEnabled()
+    session._set(recording=Path("run.temrec"))
+    controller.show_state(session.state)
+    assert not view.dark.isEnabled()
+    assert not view.gain.isEnabled()
+    assert "Stop the recording first" in view.dark.toolTip()
+    view.show_reference_running(False)
+    assert not view.gain.isEnabled()
+    session._set(recording=None)
+    controller.show_state(session.state)
+    assert view.dark.isEnabled()
+    assert view.gain.isEnabled()
+    assert "beam blanked" in view.dark.toolTip()
+
+
 def test_model(hub):
     view = MagicMock(spec=RestorerPanel)
     controller = RestorerController(view, hub)
