@@ -15,7 +15,7 @@ import pyqtgraph as pg
 from PySide6.QtCore import QEventLoop, QTimer
 from PySide6.QtWidgets import QApplication
 
-from tem_live.errors import InputError, TemLiveError
+from tem_live.errors import DeviceError, InputError, TemLiveError
 from tem_live.gui import theme
 from tem_live.gui.controllers.cockpit import Cockpit
 from tem_live.gui.controllers.display import Table
@@ -184,7 +184,14 @@ def run_gui(
     def end(code: int) -> None:
         nonlocal status
         status = status or code
-        cockpit.close()
+        cockpit.close(attended=False)
+
+    def beam_in_doubt(text: str) -> None:
+        nonlocal status
+        status = DeviceError.exit_code
+        sys.stderr.write(f"tem-live: error: {text}\n")
+
+    cockpit.beam_in_doubt.connect(beam_in_doubt)
 
     if screenshot is not None:
         window.resize(*size)
@@ -274,7 +281,7 @@ def _take_screenshot(
 
 @contextmanager
 def _closed_by_signals(end: Callable[[], None]) -> Iterator[None]:
-    """Have Ctrl+C and termination close the session like closing the window does."""
+    """Have Ctrl+C, termination and a closed terminal close the session like closing the window."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -283,7 +290,9 @@ def _closed_by_signals(end: Callable[[], None]) -> Iterator[None]:
         end()
 
     # Python's handlers run between two byte codes; the display's timer sees to it that there are.
-    before = {number: signal.signal(number, close) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, close) for number in numbers}
     try:
         yield
     finally:

@@ -62,6 +62,8 @@ class Cockpit(QObject):
 
     finished = Signal()
     """The session is closed and the window may go."""
+    beam_in_doubt = Signal(str)
+    """At the end: the beam may be still on, and what to do about it."""
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class Cockpit(QObject):
         self._overrides: Sequence[str] = ()
         self._autostart: Callable[[Session, SessionState], bool] = lambda session, state: False
         self._on_ready: Callable[[Session], None] | None = None
+        self._attended = True
         settings = self._settings
         self.view = ViewState(
             shared_levels=settings.shared_levels,
@@ -127,13 +130,14 @@ class Cockpit(QObject):
         hub.state_changed.connect(self._on_state)
         hub.stopped.connect(self._on_stopped)
         hub.pending_changed.connect(self._on_pending)
-        hub.finished.connect(self._on_finished)
+        hub.finished.connect(self._on_closed)
         window.top.run_toggled.connect(self.toggle_run)
         window.top.emergency.connect(hub.blank_now)
         window.top.help_requested.connect(window.toggle_help)
         window.top.profile_chosen.connect(self.choose_profile)
         window.banner.retry.connect(self._retry)
         window.close_requested.connect(self.close)
+        window.beam_warning_read.connect(self._on_finished)
         window.folder_chosen.connect(self.record.set_folder)
         window.reference_confirmed.connect(self.camera.take_reference)
         window.restorer.hold_changed.connect(self.display.hold_raw)
@@ -258,13 +262,20 @@ class Cockpit(QObject):
         if state is not None and state.blanked is not None:
             self.beam.set_blanked(not state.blanked)
 
-    def close(self) -> None:
-        """Blank the beam, close everything, then the window; `finished` tells when."""
+    def close(self, attended: bool = True) -> None:
+        """Blank the beam, close everything, then the window; `finished` tells when.
+
+        Parameters
+        ----------
+        attended : bool
+            Somebody is there: where the beam may be still on the window waits until that was read.
+        """
+        self._attended = attended
         self._window.status.show_note("blanking the beam and closing …")
         self._window.setEnabled(False)
         self._hub.shutdown()
         # A device that never answers must not keep the window open for ever.
-        QTimer.singleShot(CLOSE_LIMIT_MS, self, self._on_finished)
+        QTimer.singleShot(CLOSE_LIMIT_MS, self, self._on_overdue)
 
     def _retry(self) -> None:
         if self._hub.session is None:
@@ -355,6 +366,32 @@ class Cockpit(QObject):
         status.show_value("display_skipped", q.count(stats.display_skipped))
 
     # -------------------------------------------------------------------------------------- ending
+
+    def _on_closed(self) -> None:
+        if self._hub.beam_left_on:
+            self._warn("THE BEAM COULD NOT BE BLANKED: close the column valves by hand")
+        else:
+            self._on_finished()
+
+    def _on_overdue(self) -> None:
+        state = self._hub.state
+        if state is not None and state.blanked is None:
+            self._on_finished()
+        else:
+            self._warn(
+                f"the instrument has not answered for {CLOSE_LIMIT_MS // 1000} s: see on the "
+                "column whether the beam is blanked"
+            )
+
+    def _warn(self, text: str) -> None:
+        if not self._timers:
+            return
+        self.beam_in_doubt.emit(text)
+        if self._attended:
+            self._window.setEnabled(True)
+            self._window.warn_of_beam(text)
+        else:
+            self._on_finished()
 
     def _on_finished(self) -> None:
         if not self._timers:

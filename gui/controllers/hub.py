@@ -48,7 +48,7 @@ class SessionHub(QObject):
     pending_changed = Signal(str, bool)
     """A setting waits for its device, or no longer."""
     finished = Signal()
-    """`shutdown` is done: the beam is blanked, recording and devices are closed."""
+    """`shutdown` is done: recording and devices are closed; as to the beam, see `beam_left_on`."""
     change_failed = Signal(str, object)
     """Name of a setting and the error that it ended with."""
     open_failed = Signal(object)
@@ -70,6 +70,7 @@ class SessionHub(QObject):
         self._closing = False
         self._opens = 0
         self._closes = 0
+        self._beam_left_on = False
         self._emergencies = 0
         self._pending: set[str] = set()
         self._unbind: Callable[[], None] = lambda: None
@@ -89,6 +90,11 @@ class SessionHub(QObject):
     def opening(self) -> bool:
         """Whether a session is being opened."""
         return self._opening
+
+    @property
+    def beam_left_on(self) -> bool:
+        """Whether a session was closed whose beam could not be blanked."""
+        return self._beam_left_on
 
     def is_pending(self, key: str) -> bool:
         """Whether that setting waits for its device."""
@@ -163,12 +169,16 @@ class SessionHub(QObject):
         if state is not None and state.blanked is not None:
             # First and apart: closing may have to wait behind a device that does not answer.
             self._emergency.submit("blank", session.blank_now)
-        self._settings.submit(f"close {self._epoch}", session.close)
+        self._settings.submit(
+            f"close {self._epoch}",
+            session.close,
+            failed=lambda error: self.message.emit("error", one_line(error)),
+        )
         self.gone.emit()
 
     def _bind(self, epoch: int, session: Session) -> None:
         def on_state(state: SessionState) -> None:
-            self._heard.emit(epoch, "state", state)
+            self._heard.emit(epoch, "state", session)
 
         def on_stopped(reason: str) -> None:
             self._heard.emit(epoch, "stopped", reason)
@@ -181,22 +191,23 @@ class SessionHub(QObject):
         session.message.connect(on_message)
 
         def unbind() -> None:
+            # What it has to say while it is closed is heard: its beam may be still on.
             session.state_changed.disconnect(on_state)
             session.stopped.disconnect(on_stopped)
-            session.message.disconnect(on_message)
             self._unbind = lambda: None
 
         self._unbind = unbind
 
     def _hear(self, epoch: int, kind: str, what: Any) -> None:
-        if epoch != self._epoch or self._session is None:
-            return
-        if kind == "state":
-            self._take_state(what)
-        elif kind == "stopped":
-            self.stopped.emit(what)
-        else:
+        if kind == "message":
             self.message.emit(*what)
+        elif epoch != self._epoch or self._session is None:
+            return
+        elif kind == "state":
+            # As it is by now: of two threads' news the older may have come last.
+            self._take_state(what.state)
+        else:
+            self.stopped.emit(what)
 
     # ------------------------------------------------------------------------------------ changing
 
@@ -229,7 +240,7 @@ class SessionHub(QObject):
 
         emergencies = self._emergencies
 
-        def work() -> tuple[Any, Exception | None, SessionState]:
+        def work() -> tuple[Any, Exception | None]:
             result: Any = None
             failure: Exception | None = None
             try:
@@ -240,14 +251,15 @@ class SessionHub(QObject):
                 failure = error
             if unblanks and emergencies != self._emergencies:
                 session.blank_now()
-            return result, failure, session.state
+            return result, failure
 
-        def answered(answer: tuple[Any, Exception | None, SessionState]) -> None:
+        def answered(answer: tuple[Any, Exception | None]) -> None:
             if epoch != self._epoch:
                 return
-            result, failure, state = answer
+            result, failure = answer
             self._set_pending(key, False)
-            self._take_state(state)
+            # Not as it was when the device answered: the beam may have been blanked since.
+            self._take_state(session.state)
             if failure is not None:
                 self.message.emit("error", one_line(failure))
                 self.change_failed.emit(key, failure)
@@ -270,16 +282,16 @@ class SessionHub(QObject):
         self._emergencies += 1
         self._set_pending("blanked", True)
 
-        def answered(state: SessionState | None) -> None:
+        def answered(_: object) -> None:
             self._set_pending("blanked", False)
-            if state is not None and session is self._session:
-                self._take_state(state)
+            if session is self._session:
+                self._take_state(session.state)
 
-        def work() -> SessionState:
-            session.blank_now()
-            return session.state
+        def failed(error: Exception) -> None:
+            self.message.emit("error", one_line(error))
+            answered(None)
 
-        self._emergency.submit("blank", work, answered, lambda _: answered(None))
+        self._emergency.submit("blank", session.blank_now, answered, failed)
 
     # ------------------------------------------------------------------------------------- closing
 
@@ -292,7 +304,8 @@ class SessionHub(QObject):
         self._unbind()
         if self._session is not None:
             self._close_for_good(self._session, self._state)
-        self._finish_if_done()
+        else:
+            self._finish_if_done()
 
     def _finish_if_done(self) -> None:
         if self._closing and not self._opens and not self._closes:
@@ -305,6 +318,7 @@ class SessionHub(QObject):
             session.close()
 
         def closed(_: object) -> None:
+            self._beam_left_on |= session.state.blanked is False
             self._closes -= 1
             self._finish_if_done()
 

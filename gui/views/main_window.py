@@ -14,6 +14,7 @@ from PySide6.QtWidgets import (
     QHBoxLayout,
     QLabel,
     QMainWindow,
+    QMessageBox,
     QScrollArea,
     QSpinBox,
     QSplitter,
@@ -51,6 +52,7 @@ class MainWindow(QMainWindow):
     folder_chosen = Signal(str)
     reference_confirmed = Signal(str, int)
     """Kind and number of frames."""
+    beam_warning_read = Signal()
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,6 +183,13 @@ class MainWindow(QMainWindow):
         buttons.accepted.connect(dialog.accept)
         dialog.accepted.connect(lambda: self.reference_confirmed.emit(kind, number.value()))
         dialog.open()
+
+    def warn_of_beam(self, text: str) -> None:
+        """Say at the end that the beam may be on; `beam_warning_read` tells when that was read."""
+        box = QMessageBox(QMessageBox.Icon.Critical, "The beam may be on", text, parent=self)
+        box.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        box.finished.connect(lambda _: self.beam_warning_read.emit())
+        box.open()
 
     def finish(self) -> None:
         """Close for good."""

@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from tem_live.errors import RefusedError
+from tem_live.errors import DeviceError, RefusedError
 from tem_live.gui.app import colour_table, starts_at_once
 from tem_live.gui.controllers.display import DisplayController
 from tem_live.gui.controllers.hub import SessionHub, one_line
@@ -331,6 +331,58 @@ def test_shutdown_before_opening_began_opens_nothing(hub, session, settings_runn
     assert ends == [True]
     assert hub.session is None
     assert session.calls == []
+
+
+def test_the_newest_state_is_shown_however_late_an_older_one_comes(hub, session, settings_runner):
+    hub.open("fake")
+    settings_runner.wait = True
+    hub.change("blanked", lambda opened: opened.apply(blanked=False))
+    _, work, done, _ = settings_runner.jobs.pop()
+    answer = work()
+    session.blank_now()
+    done(answer)
+    assert hub.state.blanked is True
+
+
+def test_what_a_session_says_while_it_is_closed_is_heard(qapp, make_session):
+    first, second = make_session(name="first"), make_session(name="second")
+    first.blank_now = lambda: first.message.emit("error", "THE BEAM COULD NOT BE BLANKED")
+    sessions = {"first": first, "second": second}
+    hub = SessionHub(lambda profile, overrides: sessions[profile], Inline(), Inline())
+    heard = []
+    hub.message.connect(lambda *message: heard.append(message))
+    hub.open("first")
+    hub.open("second")
+    qapp.processEvents()
+    assert heard == [("error", "THE BEAM COULD NOT BE BLANKED")]
+
+
+def test_closing_that_fails_is_told(qapp, make_session):
+    first, second = make_session(name="first"), make_session(name="second")
+    sessions = {"first": first, "second": second}
+
+    def fails():
+        raise DeviceError("the camera does not let go")
+
+    first.close = fails
+    hub = SessionHub(lambda profile, overrides: sessions[profile], Inline(), Inline())
+    heard = []
+    hub.message.connect(lambda *message: heard.append(message))
+    hub.open("first")
+    hub.open("second")
+    assert heard == [("error", "the camera does not let go")]
+    assert hub.session is second
+
+
+@pytest.mark.parametrize("blanked", [True, False, None])
+def test_beam_left_on_is_known_at_the_end(hub, session, blanked):
+    ends = []
+    hub.finished.connect(lambda: ends.append(hub.beam_left_on))
+    hub.open("fake")
+    session.blank_now = lambda: None
+    session.close = lambda: session._set(blanked=blanked)
+    hub.shutdown()
+    assert ends == [blanked is False]
 
 
 def test_error_text():

@@ -13,11 +13,20 @@ import numpy as np
 import pytest
 from PySide6.QtCore import QPoint, Qt, QTimer
 from PySide6.QtGui import QImage
-from PySide6.QtWidgets import QAbstractButton, QApplication, QDialog, QLabel, QMenu, QWidget
+from PySide6.QtWidgets import (
+    QAbstractButton,
+    QApplication,
+    QDialog,
+    QLabel,
+    QMenu,
+    QMessageBox,
+    QWidget,
+)
 
 from tem_live.errors import InputError, NotConnectedError, OverflowedError, RecordingError
 from tem_live.gui import app as gui_app
 from tem_live.gui.app import run_gui
+from tem_live.gui.controllers import cockpit
 from tem_live.gui.models.settings import GuiSettings, SettingsStore
 from tem_live.gui.workers import Worker
 
@@ -99,6 +108,65 @@ def test_window_closes_blanked_while_the_settings_worker_is_stuck(rig, qtbot):
     qtbot.waitUntil(lambda: rig.ended)
     assert rig.session.blank_calls == 1
     assert rig.session.closed
+
+
+def leave_on(session):
+    """Have its beam stay on whatever is tried."""
+    text = "THE BEAM COULD NOT BE BLANKED, close the valves: no answer"
+    session.blank_now = lambda: session.message.emit("error", text)
+
+    def close():
+        session.closed = True
+        session._set(running=False, blanked=False)
+
+    session.close = close
+
+
+def beam_warnings(rig):
+    return [box for box in rig.window.findChildren(QMessageBox) if box.isVisible()]
+
+
+def test_window_stays_until_it_was_read_that_the_beam_is_on(rig, qtbot):
+    rig.open()
+    leave_on(rig.session)
+    rig.window.close()
+    qtbot.waitUntil(lambda: len(beam_warnings(rig)) == 1)
+    assert rig.session.closed
+    assert not rig.ended
+    assert rig.window.isVisible()
+    assert "COULD NOT BE BLANKED" in rig.window.messages.text.toolTip()
+    (warning,) = beam_warnings(rig)
+    assert "close the column valves" in warning.text()
+    warning.accept()
+    qtbot.waitUntil(lambda: rig.ended)
+
+
+def test_window_of_an_instrument_that_does_not_answer_says_so_at_the_end(rig, qtbot, monkeypatch):
+    monkeypatch.setattr(cockpit, "CLOSE_LIMIT_MS", 100)
+    rig.open()
+    answers = threading.Event()
+    rig.session.blank_now = lambda: answers.wait(20)
+    rig.window.close()
+    qtbot.waitUntil(lambda: len(beam_warnings(rig)) == 1)
+    (warning,) = beam_warnings(rig)
+    assert "whether the beam is blanked" in warning.text()
+    assert not rig.ended
+    # It answers after all, and there is nothing left to be read.
+    answers.set()
+    qtbot.waitUntil(lambda: rig.ended)
+
+
+def test_window_of_an_instrument_without_blanker_does_not_wait_for_it(rig, qtbot, monkeypatch):
+    monkeypatch.setattr(cockpit, "CLOSE_LIMIT_MS", 100)
+    rig.open()
+    rig.session._set(blanked=None)
+    qtbot.waitUntil(lambda: rig.hub.state.blanked is None)
+    answers = threading.Event()
+    rig.session.close = lambda: answers.wait(20)
+    rig.window.close()
+    qtbot.waitUntil(lambda: rig.ended)
+    assert not beam_warnings(rig)
+    answers.set()
 
 
 def test_failure_while_drawing_is_told_and_not_thrown(rig, qtbot):
@@ -472,6 +540,15 @@ def test_screenshot_ends_when_frames_stop(qtbot, tmp_path, make_session, capsys)
     assert status == 3
     assert "only 0 of 1 frames" in capsys.readouterr().err
     assert silent.closed
+
+
+def test_unattended_end_with_the_beam_on_says_so_and_ends(qtbot, tmp_path, make_session, capsys):
+    session = make_session()
+    leave_on(session)
+    path = tmp_path / "a.png"
+    assert run_gui("x", screenshot=path, frames=1, opener=lambda p, o: session) == 3
+    assert "COULD NOT BE BLANKED" in capsys.readouterr().err
+    assert path.is_file()
 
 
 def test_screenshot_whose_recording_cannot_begin_takes_no_frames(
