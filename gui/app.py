@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyqtgraph as pg
@@ -24,6 +21,7 @@ from tem_live.gui.models.settings import SettingsStore, settings_path
 from tem_live.gui.singletons import make_immortal
 from tem_live.gui.views.main_window import MainWindow
 from tem_live.gui.workers import Worker
+from tem_live.interrupts import ended_in_order
 from tem_live.profiles import profile_names
 
 if TYPE_CHECKING:
@@ -214,7 +212,8 @@ def run_gui(
     cockpit.finished.connect(loop.quit)
     app.setQuitOnLastWindowClosed(False)
     window.show()
-    with _closed_by_signals(lambda: end(1 if screenshot is not None else 0)):
+    # Python's handlers run between two byte codes; the display's timer sees to it that there are.
+    with ended_in_order(lambda number, frame: end(1 if screenshot is not None else 0)):
         loop.exec()
     workers.close()
     window.deleteLater()
@@ -277,24 +276,3 @@ def _take_screenshot(
         window,
         lambda: fail(f"only {seen} of {frames} frames were shown in {limit_s:g} s", 3),
     )
-
-
-@contextmanager
-def _closed_by_signals(end: Callable[[], None]) -> Iterator[None]:
-    """Have Ctrl+C, termination and a closed terminal close the session like closing the window."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def close(number: int, frame: Any) -> None:
-        end()
-
-    # Python's handlers run between two byte codes; the display's timer sees to it that there are.
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, close) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

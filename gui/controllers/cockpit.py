@@ -246,6 +246,8 @@ class Cockpit(QObject):
     def toggle_run(self) -> None:
         """Start or stop taking frames."""
         state = self._hub.state
+        if self._hub.is_pending("run"):
+            return
         if state is not None and state.running:
             self._hub.change("run", lambda session: session.stop())
         else:
@@ -260,7 +262,8 @@ class Cockpit(QObject):
         """Blank or unblank."""
         state = self._hub.state
         if state is not None and state.blanked is not None:
-            self.beam.set_blanked(not state.blanked)
+            # While it is not known which it will be: off.
+            self.beam.set_blanked(self._hub.is_pending("blanked") or not state.blanked)
 
     def close(self, attended: bool = True) -> None:
         """Blank the beam, close everything, then the window; `finished` tells when.

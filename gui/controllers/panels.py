@@ -307,6 +307,8 @@ class RecordController:
     def toggle(self) -> None:
         """Begin a recording under a new name, or close the one that runs."""
         state = self._hub.state
+        if self._hub.is_pending("record"):
+            return
         if state is not None and state.recording is not None:
             self._hub.change("record", lambda session: session.stop_recording(), self._on_closed)
             return

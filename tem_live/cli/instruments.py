@@ -12,6 +12,7 @@ import typer
 from tem_live.cli.options import JsonOption, ProfileOption, SetOption, overrides_of, profile_of
 from tem_live.cli.printing import plain, say, show
 from tem_live.errors import InputError
+from tem_live.interrupts import ended_in_order
 from tem_live.paths import check_target
 
 FramesOption = Annotated[int, typer.Option(help="Frames to average.")]
@@ -55,7 +56,8 @@ def _reference(
 ) -> None:
     from tem_live.session import Session
 
-    with Session(profile_of(profile, overrides_of(pairs, "none"))) as session:
+    loaded = profile_of(profile, overrides_of(pairs, "none"))
+    with ended_in_order(), Session(loaded) as session:
         path = session.take_reference(kind, frames, out)
     show({"kind": kind, "frames": frames, "path": str(path)}, json_)
 
@@ -91,7 +93,8 @@ def calibrate_dose(
         raise InputError(f"--use {use}: one of {', '.join(calibration.SOURCES)}")
     if out is not None:
         check_target(out)
-    with Session(profile_of(profile, overrides_of(set_, "none"))) as session:
+    loaded = profile_of(profile, overrides_of(set_, "none"))
+    with ended_in_order(), Session(loaded) as session:
         found = calibration.calibrate_dose(
             session,
             vacuum=vacuum,
@@ -140,7 +143,8 @@ def calibrate_magnification(
             raise InputError(f"{name} {value:g}: give a positive number")
     if not 1 <= frames <= 256:
         raise InputError(f"--frames {frames}: give 1 to 256")
-    with Session(profile_of(profile, overrides_of(set_, "none"))) as session:
+    loaded = profile_of(profile, overrides_of(set_, "none"))
+    with ended_in_order(), Session(loaded) as session:
         waves = strongest_waves([frame.electrons for frame in session.frames(frames)])
         state = session.state
     meant = waves[0]
@@ -183,7 +187,8 @@ def capture_pairs(
         if sys.stderr.isatty():
             typer.echo(f"\r{done}/{total} pairs   ", nl=done >= total, err=True)
 
-    with Session(profile_of(profile, overrides_of(set_, "none"))) as session:
+    loaded = profile_of(profile, overrides_of(set_, "none"))
+    with ended_in_order(), Session(loaded) as session:
         typer.echo(plan.dose_text(session.state), err=True)
         taken = capture.capture_pairs(session, plan, out, progress=told)
     show(taken.as_dict(), json_)

@@ -12,6 +12,9 @@ from tem_live.cli.printing import complain
 from tem_live.errors import TemLiveError
 from tem_live.threads import let_threads_sleep, share_one_heap, switch_quickly
 
+INTERRUPTED = 130
+"""Exit status of an interrupted program: 128 and the number of SIGINT, as shells have it."""
+
 
 def _root(
     context: typer.Context,
@@ -95,8 +98,7 @@ def main() -> None:
         complain(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        complain("interrupted")
-        sys.exit(130)
+        status = INTERRUPTED
     except OSError as error:
         # What every reader and writer looks for itself, met in a place where none was expected.
         where = "" if error.filename is None else f"{error.filename}: "
@@ -109,4 +111,7 @@ def main() -> None:
             raise
         complain(f"{message()} (--help tells the options)")
         sys.exit(status)
+    # Typer makes an exit status of it by itself, and says nothing.
+    if status == INTERRUPTED:
+        complain("interrupted")
     sys.exit(status if isinstance(status, int) else 0)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +20,7 @@ from tem_live.cli.options import (
 )
 from tem_live.cli.printing import complain, file_progress, plain, run_progress, show, tell_cost
 from tem_live.errors import InputError, TemLiveError
+from tem_live.interrupts import ended_in_order
 from tem_live.paths import check_target, numbered
 from tem_live.threads import keep_memory
 
@@ -103,7 +101,7 @@ def run(
         overrides.append(f"dose.area={json.dumps(area)}")
     loaded = profile_of(profile, overrides)
     progress = None if json_ else run_progress
-    with _ended_in_order():
+    with ended_in_order():
         figures = acquire(
             loaded,
             frames,
@@ -258,18 +256,6 @@ def _in_short(measured: dict[str, Any]) -> dict[str, Any]:
         "memory MB": measured["memory_MB"]["recorded"],
         **times,
     }
-
-
-@contextlib.contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Whoever ends the program by its id, or by closing its terminal, means what Ctrl+C means."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _has_display() -> bool:

@@ -169,6 +169,31 @@ def test_window_of_an_instrument_without_blanker_does_not_wait_for_it(rig, qtbot
     answers.set()
 
 
+def test_keys_pressed_twice_do_not_ask_twice(rig, qtbot, tmp_path):
+    rig.open(start=False)
+    session, cockpit = rig.session, rig.cockpit
+    cockpit.record.set_folder(str(tmp_path))
+    session.hold.clear()
+    cockpit.toggle_run()
+    cockpit.toggle_run()
+    cockpit.record.toggle()
+    cockpit.record.toggle()
+    session.hold.set()
+    rig.settled(lambda state: state.running and state.recording is not None)
+    assert session.calls.count("start") == 1
+    assert len([call for call in session.calls if call.startswith("record")]) == 1
+
+
+def test_beam_key_pressed_twice_leaves_the_beam_off(rig, qtbot):
+    rig.open(start=False)
+    rig.session.hold.clear()
+    rig.cockpit.toggle_beam()
+    rig.cockpit.toggle_beam()
+    qtbot.waitUntil(lambda: rig.session.blank_calls >= 1)
+    rig.session.hold.set()
+    rig.settled(lambda state: state.blanked)
+
+
 def test_failure_while_drawing_is_told_and_not_thrown(rig, qtbot):
     rig.open()
 
