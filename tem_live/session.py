@@ -165,6 +165,7 @@ class Session:
         keep_memory()
         self.profile = profile
         self._lock = threading.RLock()
+        self._opened = False
         self._closed = False
         self._lost = False
         # What ends all that was begun, the last first, however far the opening comes.
@@ -274,6 +275,7 @@ class Session:
             )
             self._processor.subscribe(lambda frame: None, self._follow_drift)
             self._set_up()
+            self._opened = True
         except BaseException as error:
             self._give_up_opening(error)
             raise
@@ -1287,15 +1289,14 @@ class Session:
 
     def _on_spent(self) -> None:
         """The budget is spent, whether or not a frame has come; on the account's thread."""
-        # An opening that fails before there is one may have found the beam on.
-        opened = hasattr(self, "_acquisition")
-        running = opened and (self._acquisition.running or self._acquisition.starting)
+        # There may be nothing to run yet: the opening may have found the beam on.
+        running = self._opened and (self._acquisition.running or self._acquisition.starting)
         self._beam.blank_quietly()
         if running:
             self._acquisition.request_stop("budget")
             return
         self._tell("warning", "the budget is spent: beam blanked")
-        if opened:
+        if self._opened:
             self._announce()
 
     def _on_too_bright(self, text: str) -> None:
@@ -1311,7 +1312,7 @@ class Session:
         """The process hung, and the supervisor blanked the beam meanwhile."""
         self._beam.tell_last_report()
         # It may have hung before there was a camera to tell of.
-        if self._beam.blank_now() and hasattr(self, "_acquisition"):
+        if self._beam.blank_now() and self._opened:
             self._announce()
 
     def _on_ledger_error(self, error: RecordingError) -> None:
