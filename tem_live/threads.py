@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _NICE = 5
 _BELOW_NORMAL = -1
@@ -132,3 +132,19 @@ def set_arithmetic_threads(count: int) -> None:
     import torch
 
     torch.set_num_threads(count)
+
+
+@contextlib.contextmanager
+def arithmetic_on(count: int | None) -> Iterator[None]:
+    """Have operations called from this thread use so many cores for a while; None for as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    set_arithmetic_threads(count)
+    try:
+        yield
+    finally:
+        set_arithmetic_threads(before)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tem_live.threads import stand_back, switch_quickly
+from tem_live.threads import arithmetic_on, stand_back, switch_quickly
 
 CODE = (
     "import os; from tem_live.threads import let_threads_sleep; {before}; let_threads_sleep(); "
@@ -203,3 +203,18 @@ def test_threads_that_were_there_before_leave_no_heaps_for_those_to_come():
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert faults("shared") < 100 < faults("own")
+
+
+def test_arithmetic_is_on_so_many_cores_for_a_while():
+    import torch
+
+    before = torch.get_num_threads()
+    other = before + 1
+    with arithmetic_on(other):
+        assert torch.get_num_threads() == other
+        with arithmetic_on(None):
+            assert torch.get_num_threads() == other
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="it failed"), arithmetic_on(other):
+        raise ValueError("it failed")
+    assert torch.get_num_threads() == before
