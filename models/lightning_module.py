@@ -20,7 +20,13 @@ from torch.nn import functional
 from tem_live.errors import InputError
 from tem_live.models.data_device import Batch
 from tem_live.models.lightning_checkpoint import Checkpoint, moments_of, restore_moments
-from tem_live.models.losses import PatchGan, make_loss, relativistic_losses, unit_contrast
+from tem_live.models.losses import (
+    PatchGan,
+    TaughtLoss,
+    make_loss,
+    relativistic_losses,
+    unit_contrast,
+)
 from tem_live.models.network import BLOCK, DoseUNet, block_bands, conditions
 from tem_live.models.training import Recipe
 from tem_live.models.waves import lattice_waves
@@ -77,6 +83,8 @@ class RestorerModule(lightning.LightningModule):
         Steps taken, those of earlier runs included.
     seconds : float
         Time spent training, likewise.
+    teacher : nn.Module or None
+        Restores the frames of a step, too, see `tem_live.models.teacher`.
     losses, ratios : list of float
         Of the steps since `ProgressReport` cleared them.
     """
@@ -96,6 +104,8 @@ class RestorerModule(lightning.LightningModule):
         self.average.load_state_dict(self.network.state_dict())
         self.average.requires_grad_(False)
         self.loss = make_loss(recipe.loss.name)
+        self.taught_loss = TaughtLoss(recipe.loss.taught)
+        self.teacher: nn.Module | None = None
         self.discriminator = PatchGan() if recipe.loss.gan_weight > 0.0 else None
         self.step = 0
         self.seconds = 0.0
@@ -212,10 +222,12 @@ class RestorerModule(lightning.LightningModule):
         """Take one step."""
         optimisers = self.optimizers()
         listed = optimisers if isinstance(optimisers, list) else [optimisers]
+        taught = None if self.teacher is None else self.teacher(batch.frames, self.step)
         restored = self.forward(batch.frames)
         # Losses are sums over many pixels: in full precision.
         with torch.autocast(restored.device.type, enabled=False):
-            loss: Tensor = self.loss(restored, batch.targets, batch.scale)
+            said = (restored, batch.targets, batch.scale)
+            loss: Tensor = self.loss(*said) if taught is None else self.taught_loss(*said, taught)
             adversarial = self._judged(restored, batch.targets)
             if adversarial is not None:
                 loss = loss + self.recipe.loss.gan_weight * adversarial[1]

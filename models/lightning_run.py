@@ -126,6 +126,7 @@ def fit(
     from tem_live.models.lightning_data import RecipeData
     from tem_live.models.lightning_module import RestorerModule
     from tem_live.models.restorer import resolve_device
+    from tem_live.models.teacher import teacher_of
 
     kind = torch.device(resolve_device(device)).type
     if devices < 1 or (kind == "cuda" and devices > torch.cuda.device_count()):
@@ -135,6 +136,7 @@ def fit(
     with writing_to(folder):  # before anything long begins
         pass
     module = RestorerModule(recipe)
+    module.teacher = teacher_of(recipe)
     found = latest(folder) if resume else None
     if found is not None:
         _must_be_the_same_training(recipe, found)
@@ -160,6 +162,8 @@ def fit(
     with warnings.catch_warnings(), _quiet():
         # Batches never end and are made ahead by a thread: advice on workers does not apply.
         warnings.filterwarnings("ignore", message=r"(?s).*does not have many workers.*")
+        # The teacher's, which stay so; none of ours behaves differently in training.
+        warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode.*")
         # Lightning's own use of torch.
         warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r"(?s).*`IterableDataset` has `__len__`.*")

@@ -31,6 +31,7 @@ __all__ = [
     "PixelLoss",
     "SpectralLoss",
     "StdLoss",
+    "TaughtLoss",
     "WhiteningLoss",
     "make_loss",
     "relativistic_losses",
@@ -61,6 +62,32 @@ class ErrorRatioLoss(nn.Module):
         """Return mean(sqrt(mse / scale + 0.001))."""
         ratio = (restored - target).square().mean(dim=(1, 2, 3)) / scale
         return torch.sqrt(ratio + 1e-3).mean()
+
+
+class TaughtLoss(nn.Module):
+    """`ErrorRatioLoss` with a part of the truth replaced by what a teacher makes of the frame.
+
+    Frames weigh what the root of their error gives them there, and each is drawn to
+    (1 - `share`) truth + `share` teacher. A teacher that is the mean of all truths that the frame
+    may show changes nothing but the chance in each step, see `tem_live.models.teacher`.
+
+    Parameters
+    ----------
+    share : float
+        The teacher's, 0 to 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, restored: Tensor, target: Tensor, scale: Tensor, taught: Tensor) -> Tensor:
+        """Return the mean over the frames; `taught` is like `restored`, of the teacher."""
+        with torch.no_grad():
+            ratio = (restored - target).square().mean(dim=(1, 2, 3)) / scale
+            weight = 0.5 / (torch.sqrt(ratio + 1e-3) * scale)
+            drawn_to = torch.lerp(target, taught, self.share)
+        return (weight * (restored - drawn_to).square().mean(dim=(1, 2, 3))).mean()
 
 
 class NoisyTargetLoss(nn.Module):

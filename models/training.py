@@ -151,6 +151,14 @@ class LossRecipe(_Strict):
     gan_weight: float = Field(default=0.0, ge=0.0, description="0: no adversarial stage")
     gan_from_step: Number = 0
     gan_learning_rate: float = Field(default=1e-4, gt=0.0)
+    teacher: str | None = Field(default=None, description="a restorer to learn from, too")
+    taught: float = Field(default=0.7, ge=0.0, le=1.0, description="the teacher's share")
+
+    @model_validator(mode="after")
+    def _can_be_taught(self) -> Self:
+        if self.teacher is not None and self.name != "error-ratio":
+            raise ValueError(f"a teacher goes with the loss 'error-ratio', not with '{self.name}'")
+        return self
 
 
 class OwnRecipe(_Strict):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tem_live.errors import InputError
-from tem_live.models import data_scenes, load_restorer, publish, training
+from tem_live.models import data_scenes, load_restorer, publish, training, trim
 from tem_live.models.data_device import Batch
 from tests.models.test_training import RECIPE, scene_bank
 
@@ -218,6 +218,46 @@ def test_precision_losses_and_workers(tmp_path: Path, more: str, part: str) -> N
         recipe = write_recipe(tmp_path, more=more, **steps(4))
         lightning_run.train(recipe, folder, device="cpu", resume=True)
         assert state(folder)["step"] == 4
+
+
+def test_a_teacher_is_learned_from_and_not_kept(tmp_path: Path) -> None:
+    folder, seen = tmp_path / "out", list[training.Progress]()
+    taught = {"more": '[loss]\nteacher = "fast"\n'}
+    lightning_run.train(
+        write_recipe(tmp_path, **taught), folder, device="cpu", progress=seen.append
+    )
+    assert seen[-1].step == 3
+    assert np.isfinite(seen[-1].loss)
+    recipe = write_recipe(tmp_path, **taught, **steps(4))
+    lightning_run.train(recipe, folder, device="cpu", resume=True)
+    found = lightning_checkpoint.latest(folder)
+    assert found is not None
+    assert not [name for name in found.tensors("network") if "teacher" in name]
+    with pytest.raises(InputError, match="another 'loss'"):
+        lightning_run.train(write_recipe(tmp_path, **steps(5)), folder, device="cpu", resume=True)
+
+
+def test_a_teacher_sees_the_frame_from_eight_sides() -> None:
+    from tem_live.models import teacher
+
+    network = trim.network_of(load_restorer("fast", "cpu", "float32"))
+    frame = torch.poisson(torch.full((1, 1, 64, 96), 5.0), torch.Generator().manual_seed(0))
+    seen = [teacher.Teacher(network)(frame, step) for step in range(9)]
+    torch.testing.assert_close(seen[8], seen[0])
+    for one in seen:
+        assert one.shape == frame.shape
+        assert not one.requires_grad
+    for one in seen[1:8]:
+        # Other errors of the same picture: the frame lies the right way round again.
+        assert 0.0 < float((one - seen[0]).std()) < 0.5 * float((one - frame).std())
+
+
+def test_a_teacher_that_cannot_teach_is_one_line(tmp_path: Path) -> None:
+    for name, says in (("nobody", "nobody"), ("none", "none")):
+        recipe = write_recipe(tmp_path, more=f'[loss]\nteacher = "{name}"\n')
+        with pytest.raises(InputError, match=says) as raised:
+            lightning_run.train(recipe, tmp_path / "out", device="cpu")
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("cores", "thread"), [(1, "MainThread"), (64, "batches")])

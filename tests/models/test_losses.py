@@ -31,6 +31,23 @@ def test_error_ratio_is_a_root_of_quotients() -> None:
     assert float(losses.NoisyTargetLoss()(restored, target, scale)) == pytest.approx(0.625)
 
 
+def test_a_teacher_changes_where_frames_are_drawn_to_not_what_they_weigh() -> None:
+    generator = torch.Generator().manual_seed(3)
+    target, taught = torch.rand(2, 2, 1, 4, 4, generator=generator)
+    scale = torch.tensor([9.0, 0.4])
+
+    def gradient(loss: torch.nn.Module, *more: torch.Tensor) -> torch.Tensor:
+        restored = torch.zeros(2, 1, 4, 4, requires_grad=True)
+        loss(restored, target, scale, *more).backward()
+        assert restored.grad is not None
+        return restored.grad
+
+    plain = gradient(losses.ErrorRatioLoss())
+    torch.testing.assert_close(gradient(losses.TaughtLoss(0.0), taught), plain)
+    torch.testing.assert_close(gradient(losses.TaughtLoss(0.7), target), plain)
+    torch.testing.assert_close(gradient(losses.TaughtLoss(1.0), taught), plain * taught / target)
+
+
 def test_the_noisy_target_loss_has_its_minimum_at_the_mean() -> None:
     targets = torch.tensor([0.0, 0.0, 0.0, 12.0]).reshape(4, 1, 1, 1)
     guesses = torch.linspace(0.0, 6.0, 61)

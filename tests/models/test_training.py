@@ -121,6 +121,8 @@ def test_expected_gaussian_error_is_near_the_measured_one() -> None:
         ('name = "x"\n[network]\nwidths = [0]\nblocks = [1]', r"network\.widths\.0"),
         ('name = "x"\n[optim]\nlearning_rate = inf', r"optim\.learning_rate"),
         ('name = "x"\nseed = -1', "seed"),
+        ('name = "x"\n[loss]\nname = "l1"\nteacher = "best"', "loss: a teacher goes with"),
+        ('name = "x"\n[loss]\ntaught = 1.5', r"loss\.taught"),
         ('name = "../x"', "name: .*letters"),
     ],
 )
