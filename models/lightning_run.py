@@ -136,7 +136,6 @@ def fit(
     with writing_to(folder):  # before anything long begins
         pass
     module = RestorerModule(recipe)
-    module.teacher = teacher_of(recipe)
     found = latest(folder) if resume else None
     if found is not None:
         _must_be_the_same_training(recipe, found)
@@ -150,6 +149,7 @@ def fit(
         module.begin_with(weights_of(recipe.start))
     if module.finished():
         return write_weights(folder, recipe, module.average, module.step, scales=True)
+    module.teacher = teacher_of(recipe)
     data = RecipeData(recipe, folder, maker)
     data.first_step = module.step
     precision = recipe.machine.precision

@@ -228,6 +228,12 @@ def test_a_teacher_is_learned_from_and_not_kept(tmp_path: Path) -> None:
     )
     assert seen[-1].step == 3
     assert np.isfinite(seen[-1].loss)
+    lightning_run.train(write_recipe(tmp_path), tmp_path / "alone", device="cpu")
+    found, alone = (lightning_checkpoint.latest(one) for one in (folder, tmp_path / "alone"))
+    assert found is not None
+    assert alone is not None
+    other = alone.tensors("network")
+    assert any(not torch.equal(tensor, other[k]) for k, tensor in found.tensors("network").items())
     recipe = write_recipe(tmp_path, **taught, **steps(4))
     lightning_run.train(recipe, folder, device="cpu", resume=True)
     found = lightning_checkpoint.latest(folder)
