@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from scipy import ndimage
 
 from tem_live.models import load_restorer
-from tem_live.models import video as video_module
 from tem_live.models.scores import mse
 from tem_live.models.testscenes import reference_scene
 
@@ -73,40 +71,6 @@ def test_a_film_of_little_contrast_is_brought_into_register(video, fast):
             series.append(mse(truth, restored))
             single.append(mse(truth, fast.restore(frame)))
     assert np.mean(series) < 0.75 * np.mean(single)
-
-
-@pytest.mark.parametrize("seed", [1, 5, 10])
-def test_a_lattice_is_not_off_by_a_cell(fast, seed):
-    # Of pitch 11.3 px: what a rounded shift leaves is more than what tells one cell from the next.
-    (_, before), (_, frame) = moving("crystal", 5.0, 2, seed)
-    single = fast.restore(torch.from_numpy(frame))
-    first = fast.restore(torch.from_numpy(before))
-    found = video_module._register(first, torch.from_numpy(frame), single, video_module._Motion())
-    assert found == pytest.approx((2.8, 4.15), abs=0.2)
-
-
-@pytest.mark.parametrize("seed", [0, 2, 3, 4, 5, 6])
-def test_frames_that_show_nothing_are_not_shifted_far(fast, seed):
-    # At 2 e-/px this film is below the noise, and some far shift always fits best by chance.
-    rng = np.random.default_rng(seed)
-    truth = 2.0 * np.maximum(reference_scene("thin_film", 288, 0), 0.0)
-    before, frame = (torch.from_numpy(rng.poisson(truth).astype(np.float32)) for _ in range(2))
-    first, single = fast.restore(before), fast.restore(frame)
-    found = video_module._register(first, frame, single, video_module._Motion())
-    assert np.hypot(*found) < 3.0
-
-
-@pytest.mark.parametrize("scene", ["thin_film", "section"])
-def test_a_stage_that_jumps_is_followed(fast, scene):
-    large = reference_scene(scene, 384, 0)
-    rng = np.random.default_rng(1)
-    frames = []
-    for top, left in ((48, 48), (17, 70)):
-        truth = DOSE * np.maximum(large[top : top + 288, left : left + 288], 0.0)
-        frames.append(torch.from_numpy(rng.poisson(truth).astype(np.float32)))
-    first, single = (fast.restore(frame) for frame in frames)
-    found = video_module._register(first, frames[1], single, video_module._Motion())
-    assert found == pytest.approx((31.0, -22.0), abs=1.0)
 
 
 def test_what_differs_by_chance_is_not_forgotten(video):
