@@ -165,6 +165,7 @@ class Session:
         keep_memory()
         self.profile = profile
         self._lock = threading.RLock()
+        self._closing_once = threading.Lock()
         self._opened = False
         self._closed = False
         self._lost = False
@@ -1013,37 +1014,15 @@ class Session:
             The run ended before all frames had come.
         RefusedError
             A recording is going on: it would hold the reference's frames.
+        DisconnectedError
+            The session is closed, or was meanwhile.
         """
         if frames < 2:
             raise CalibrationError(f"{frames} frame(s) make no reference; take at least 2")
-        self._must_not_record()
-        target = check_target(path or default_path(self.profile.name, kind))
         since = self._beam.emergencies
-        left: tuple[int | None, float | None] | None = None
-        if self._acquisition.running:
-            # Not by `stop`, whose blanking is for good: this one is ours to undo.
-            self._beam.blank_quietly()
-            self._acquisition.request_stop("reference")
-            self._acquisition.wait()
-            # Unless it has come to its own end just then.
-            left = self._acquisition.left if self.stats().stop_reason == "reference" else None
-        mean = mean_counts(
-            self._acquisition,
-            self._beam,
-            frames,
-            self._stream.state.frame_shape,
-            kind == "dark",
-            since,
-        )
-        state, references = self._stream.state, self._setup.references
-        reference = references.make(kind, mean, frames, state, self._setup.offset_counts(state))
-        saved = reference.save(target)
-        references.use(reference)
-        self._configure_again()
-        self._tell("info", f"{kind} reference of {frames} frames saved to {saved}")
-        if left is not None:
-            self._start(*left, since)
-        return saved
+        with self._lock:
+            self._must_be_open()
+            return self._take_reference(kind, frames, path, since)
 
     def take_raw(self, frames: int, blanked: bool = False) -> list[npt.NDArray[Any]]:
         """Raw frames in counts, uncalibrated, as a calibration needs them.
@@ -1067,6 +1046,7 @@ class Session:
         RefusedError
             A run or a recording is going on.
         """
+        since = self._beam.emergencies
         with self._lock:
             self._must_be_open()
             if self._acquisition.running:
@@ -1078,7 +1058,7 @@ class Session:
                 self._beam,
                 frames,
                 blanked,
-                self._beam.emergencies,
+                since,
                 lambda raw: kept.append(raw.copy()),
             )
         return kept
@@ -1128,11 +1108,16 @@ class Session:
 
     def close(self) -> None:
         """Blank the beam, end the run, close the recording and the devices; idempotent."""
-        with self._lock:
+        with self._closing_once:
             if self._closed:
                 return
             self._closed = True
         self._beam.blank_for_good()
+        if self._acquisition.running or self._acquisition.starting:
+            self._acquisition.request_stop("user")
+        # A start or a calibration that is under way ends by that.
+        with self._lock:
+            self._beam.blank_for_good()
         self._closing.close()
         self._recording.forget()
 
@@ -1168,6 +1153,36 @@ class Session:
                 "a recording is going on, and frames of a calibration do not belong in it; stop it "
                 "first"
             )
+
+    def _take_reference(self, kind: Kind, frames: int, path: Path | None, since: int) -> Path:
+        self._must_not_record()
+        target = check_target(path or default_path(self.profile.name, kind))
+        left: tuple[int | None, float | None] | None = None
+        if self._acquisition.running:
+            # Not by `stop`, whose blanking is for good: this one is ours to undo.
+            self._beam.blank_quietly()
+            self._acquisition.request_stop("reference")
+            self._acquisition.wait()
+            # Unless it has come to its own end just then.
+            left = self._acquisition.left if self.stats().stop_reason == "reference" else None
+            self._must_be_open()
+        mean = mean_counts(
+            self._acquisition,
+            self._beam,
+            frames,
+            self._stream.state.frame_shape,
+            kind == "dark",
+            since,
+        )
+        state, references = self._stream.state, self._setup.references
+        reference = references.make(kind, mean, frames, state, self._setup.offset_counts(state))
+        saved = reference.save(target)
+        references.use(reference)
+        self._configure_again()
+        self._tell("info", f"{kind} reference of {frames} frames saved to {saved}")
+        if left is not None:
+            self._start(*left, since)
+        return saved
 
     def _configure(self, wanted: CameraSettings) -> None:
         """Set the camera and lay out the frames' memory anew; on the camera's thread."""

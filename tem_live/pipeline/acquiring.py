@@ -17,6 +17,7 @@ from tem_live.drivers.protocols import Camera, EndOfFrames, FrameMeta
 from tem_live.errors import (
     DeviceError,
     DeviceTimeoutError,
+    DisconnectedError,
     OverflowedError,
     RawFrameLostError,
     TemLiveError,
@@ -108,6 +109,8 @@ class Acquisition:
         """Time from letting the beam through to the first exposure's begin, when last measured."""
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closing = False
+        self._over = False
+        self._queueing = threading.Lock()
         self._stop_request: tuple[str, TemLiveError | None] | None = None
         self._idle = threading.Event()
         self._idle.set()
@@ -145,18 +148,28 @@ class Acquisition:
         return self._remaining, max(self._deadline - self._ended, 0.0)
 
     def call(self, work: Callable[[], _T]) -> Future[_T]:
-        """Run ``work`` on the camera's thread, the camera stopped around it if it runs."""
+        """Run ``work`` on the camera's thread, the camera stopped around it if it runs.
+
+        After `shut_down` the future has a `DisconnectedError`, and nothing is run.
+        """
         future: Future[_T] = Future()
 
         def command() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
+                if self._over:
+                    raise DisconnectedError("the session is closed; open a new one")
                 future.set_result(self._paused(work))
             except BaseException as error:
                 future.set_exception(error)
 
-        self._commands.put(command)
+        # Whoever waits for a thread that is no more would wait for ever.
+        with self._queueing:
+            if not self._over:
+                self._commands.put(command)
+                return future
+        command()
         return future
 
     def start(
@@ -197,12 +210,19 @@ class Acquisition:
         while True:
             if not self.running:
                 if self._closing:
+                    self._answer_the_last()
                     return
                 self._commands.get()()
                 continue
             while not self._commands.empty():
                 self._commands.get()()
             self._guarded_step(READ_SLICE_S)
+
+    def _answer_the_last(self) -> None:
+        with self._queueing:
+            self._over = True
+        while not self._commands.empty():
+            self._commands.get()()
 
     def _guarded_step(self, wait_s: float) -> bool:
         try:

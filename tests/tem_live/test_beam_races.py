@@ -217,6 +217,75 @@ def test_a_calibration_leaves_recordings_alone(
     assert session.state.recording == path
 
 
+@pytest.mark.parametrize("taken", ["dark", "gain", "raw"])
+def test_a_session_that_is_closed_does_not_wait_for_a_calibration(
+    fake_session: OpenFake, camera: FakeCamera, column: FakeColumn, taken: str
+) -> None:
+    camera.interval_s = 0.01
+    session = fake_session()
+    ended: list[TemLiveError] = []
+
+    def calibrate() -> None:
+        try:
+            if taken == "raw":
+                session.take_raw(100_000)
+            else:
+                session.take_reference("gain" if taken == "gain" else "dark", 100_000)
+        except TemLiveError as error:
+            ended.append(error)
+
+    calibrating = quietly(calibrate)
+    while session.stats().frames < 3:
+        time.sleep(0.005)
+    closing = quietly(session.close)
+    closing.join(10)
+    calibrating.join(10)
+    assert not closing.is_alive()
+    assert not calibrating.is_alive()
+    assert column.blanked
+    assert len(ended) == 1
+    assert "of 100000 frames came" in str(ended[0])
+
+
+def test_a_run_is_not_begun_amid_a_reference(fake_session: OpenFake, camera: FakeCamera) -> None:
+    camera.interval_s = 0.005
+    session = fake_session()
+    session.start()
+    taking = quietly(lambda: session.take_reference("dark", 20))
+    while session.stats().stop_reason is None:
+        time.sleep(0.001)
+    # The run that was on goes on after it, and this one comes too late.
+    with pytest.raises(RefusedError, match="a run is going on"):
+        session.start(2)
+    taking.join(10)
+    assert not taking.is_alive()
+    assert session.state.running
+
+
+def test_who_asks_a_closed_session_is_answered(fake_session: OpenFake) -> None:
+    session = fake_session()
+    acquisition = session._acquisition
+    session.close()
+    with pytest.raises(DisconnectedError, match="session is closed"):
+        acquisition.call(lambda: None).result(5)
+
+
+def test_who_asks_while_a_session_is_closed_is_answered(
+    fake_session: OpenFake, camera: FakeCamera
+) -> None:
+    camera.interval_s = 0.2
+    session = fake_session()
+    session.start()
+    acquisition = session._acquisition
+    closing = quietly(session.close)
+    answers: list[bool] = []
+    while closing.is_alive():
+        with contextlib.suppress(DisconnectedError):
+            acquisition.call(lambda: None).result(5)
+        answers.append(True)
+    assert answers
+
+
 def test_a_limited_run_is_as_long_after_a_reference(
     fake_session: OpenFake, camera: FakeCamera
 ) -> None:
