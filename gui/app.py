@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 SIZE = (1280, 800)
 SCREENSHOT_LIMIT_S = 180.0
 
-_NO_SPECIMEN = ("sim", "replay")
-
 
 def open_for_gui(profile: str, overrides: Sequence[str]) -> Session:
     """Open a session; imported here because torch takes seconds, on the worker's time."""
@@ -59,10 +57,11 @@ def colour_table(name: str) -> Table | None:
 def starts_at_once(session: Session, state: SessionState) -> bool:
     """Whether frames may be taken without the user's word: only where that exposes nothing.
 
-    A real beam stays blanked until somebody presses Start. A simulated or replayed specimen takes
-    no harm, and where no blanker can be steered, taking frames does not change the exposure.
+    A real beam stays blanked until somebody presses Start, whatever the camera is. A simulated
+    column harms no specimen, and where no blanker can be steered, taking frames does not change
+    the exposure.
     """
-    return state.blanked is None or session.profile.camera.driver in _NO_SPECIMEN
+    return session.exposes_nothing
 
 
 class Workers:
@@ -87,6 +86,7 @@ def build(
     store: SettingsStore | None = None,
     models: Callable[[], Sequence[tuple[str, str]]] = list_models,
     profiles: Callable[[], Sequence[str]] = profile_names,
+    at_once: Callable[[Session, SessionState], bool] | None = None,
 ) -> tuple[Cockpit, SessionHub]:
     """Wire a window; for `run_gui` and for tests.
 
@@ -100,6 +100,8 @@ def build(
         Remembered settings; in memory only by default.
     models, profiles : callable
         Lists to choose from.
+    at_once : callable, optional
+        Decides from an open session whether frames are taken at once; never by default.
     """
     hub = SessionHub(opener, workers.settings, workers.emergency)
     cockpit = Cockpit(
@@ -111,6 +113,7 @@ def build(
         models,
         profiles,
         colour_table,
+        at_once,
     )
     return cockpit, hub
 
@@ -174,7 +177,7 @@ def run_gui(
     workers = Workers()
     # A screenshot shows the program as it ships, not how somebody left it.
     store = SettingsStore(None if screenshot is not None else settings_path())
-    cockpit, hub = build(window, workers, opener, store)
+    cockpit, hub = build(window, workers, opener, store, at_once=starts_at_once)
     for switch in show:
         cockpit.display.toggle(switch)
     status = 0
@@ -203,7 +206,7 @@ def run_gui(
     cockpit.open(
         profile,
         overrides,
-        autostart=(lambda session, state: True) if at_once else starts_at_once,
+        autostart=(lambda session, state: True) if at_once else None,
         on_ready=begin_recording if out is not None else None,
     )
     # A loop of our own: quitting the application for good would leave it unusable for whoever had

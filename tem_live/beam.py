@@ -130,6 +130,11 @@ class Beam:
 
     # ----------------------------------------------------------------------------- the supervisor
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the column exists in this process alone."""
+        return isinstance(self._column, Simulated) and self._column.simulated
+
     def watch_over(self, on_blanked: Callable[[], None]) -> None:
         """Have the beam blanked if this process is killed or hangs, where there is a beam.
 
@@ -138,8 +143,7 @@ class Beam:
         on_blanked : callable
             Called from another thread where it hung, and goes on.
         """
-        column = self._column
-        if self.parts.blanker is None or (isinstance(column, Simulated) and column.simulated):
+        if self.parts.blanker is None or self.simulated:
             return
         self.tell_last_report()
         try:

@@ -428,6 +428,14 @@ class Session:
         )
 
     @property
+    def exposes_nothing(self) -> bool:
+        """Whether what is steered here takes no beam onto a specimen that exists.
+
+        The column is a simulated one, or there is no blanker: taking frames changes nothing then.
+        """
+        return self._beam.parts.blanker is None or self._beam.simulated
+
+    @property
     def can_set_dose_rate(self) -> bool:
         """Whether the column steers the dose rate."""
         return self._beam.parts.dose_rate_control is not None

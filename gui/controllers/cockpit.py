@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PySide6.QtCore import QObject, Qt, QTimer, Signal
 from PySide6.QtGui import QGuiApplication
 
-from tem_live.errors import OverflowedError, RawFrameLostError, RecordingError
+from tem_live.errors import OverflowedError, RawFrameLostError, RecordingError, RefusedError
 from tem_live.gui.controllers.display import DisplayController, Table
 from tem_live.gui.controllers.dose import DoseController
 from tem_live.gui.controllers.fluence_map import MapController
@@ -58,6 +58,8 @@ class Cockpit(QObject):
         Names of the profiles.
     colour_table : callable
         See `DisplayController`.
+    at_once : callable, optional
+        Decides from an open session whether frames are taken at once; never by default.
     """
 
     finished = Signal()
@@ -75,6 +77,7 @@ class Cockpit(QObject):
         list_models: Callable[[], Sequence[tuple[str, str]]],
         list_profiles: Callable[[], Sequence[str]],
         colour_table: Callable[[str], Table | None],
+        at_once: Callable[[Session, SessionState], bool] | None = None,
         parent: QObject | None = None,
     ) -> None:
         super().__init__(parent)
@@ -84,7 +87,8 @@ class Cockpit(QObject):
         self._settings, broken = store.load()
         self._profile = ""
         self._overrides: Sequence[str] = ()
-        self._autostart: Callable[[Session, SessionState], bool] = lambda session, state: False
+        self._at_once = at_once or (lambda session, state: False)
+        self._autostart = self._at_once
         self._on_ready: Callable[[Session], None] | None = None
         self._attended = True
         settings = self._settings
@@ -225,14 +229,14 @@ class Cockpit(QObject):
         overrides : sequence of "key=value"
             Fields to set over the profile's.
         autostart : callable, optional
-            Decides from the open session whether frames are taken at once.
+            Decides from the open session whether frames are taken at once, for this instrument and
+            no other; by default as the cockpit was told.
         on_ready : callable of Session, optional
             Begins a recording; done on the settings' worker before the start, which does not
             follow if it fails.
         """
         self._profile, self._overrides = profile, overrides
-        if autostart is not None:
-            self._autostart = autostart
+        self._autostart = autostart or self._at_once
         self._on_ready = on_ready
         self._window.banner.show_nothing()
         self._window.top.show_profile(profile, Path(profile).stem)
@@ -282,7 +286,8 @@ class Cockpit(QObject):
 
     def _retry(self) -> None:
         if self._hub.session is None:
-            self.open(self._profile, self._overrides)
+            # As it was asked for: with its recording, and not at once where that was not wanted.
+            self.open(self._profile, self._overrides, self._autostart, self._on_ready)
         else:
             self.start()
 
@@ -291,6 +296,7 @@ class Cockpit(QObject):
         self._window.setWindowTitle(f"{session.profile.title or session.profile.name} – tem_live")
         begin, self._on_ready = self._on_ready, None
         at_once = self._autostart(session, state)
+        self._autostart = self._at_once
         if begin is not None:
             # What was to be recorded from the start does not begin unrecorded.
             self.record.begin(begin, lambda _: self.start() if at_once else None)
@@ -326,16 +332,19 @@ class Cockpit(QObject):
     def _on_stopped(self, reason: str) -> None:
         if not reason.startswith("error"):
             return
-        state = self._hub.state
+        session = self._hub.session
+        # The session's own: the hub hears of the run's end before it hears of the beam.
+        state = self._hub.state if session is None else session.state
         beam = {True: "beam blanked", False: "BEAM STILL ON", None: "no blanker: close the valves"}
         blanked = state.blanked if state is not None else None
-        session = self._hub.session
         text = reason.removeprefix("error: ")
         match session and session.run_error:
             case RecordingError():
                 what = "Recording failed"
             case RawFrameLostError() | OverflowedError():
                 what = "Raw frames lost"
+            case RefusedError():
+                what = "Run stopped"
             case _:
                 what = "Camera lost"
         # The session has told it as a message too; once is enough.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PySide6.QtCore import QEvent, QObject, Qt, QTimer, Signal
 from PySide6.QtGui import QKeyEvent
-from PySide6.QtWidgets import QLineEdit
+from PySide6.QtWidgets import QAbstractSpinBox, QApplication, QLineEdit
 from typing_extensions import override
 
 _EMERGENCY = (Qt.Key.Key_Escape, Qt.Key.Key_F12)
@@ -61,7 +61,7 @@ class GlobalKeys(QObject):
                 and event.key() == _HOLD
                 and event.modifiers() == Qt.KeyboardModifier.NoModifier
                 and not event.isAutoRepeat()
-                and not isinstance(watched, QLineEdit)
+                and not _is_typed_in()
             ):
                 self._hold(True)
         elif (
@@ -88,3 +88,8 @@ class GlobalKeys(QObject):
         if held != self._held:
             self._held = held
             self.hold_changed.emit(held)
+
+
+def _is_typed_in() -> bool:
+    # Not the object that gets the event: the window itself gets each key before its field does.
+    return isinstance(QApplication.focusWidget(), QLineEdit | QAbstractSpinBox)

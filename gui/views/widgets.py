@@ -14,6 +14,7 @@ from PySide6.QtGui import (
     QPen,
     QResizeEvent,
     QValidator,
+    QWheelEvent,
 )
 from PySide6.QtWidgets import (
     QComboBox,
@@ -170,6 +171,8 @@ class QuantityBox(QDoubleSpinBox):
         self.setDecimals(9)
         self.setRange(0.0, 1e12)
         self.setKeyboardTracking(False)
+        # Not by the wheel: it turns a page, and must not get into a field on its way.
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.lineEdit().setTextMargins(0, 0, 8, 0)
         self.setFixedHeight(CONTROL_HEIGHT)
         self.setAlignment(Qt.AlignmentFlag.AlignRight)
@@ -217,6 +220,14 @@ class QuantityBox(QDoubleSpinBox):
     @override
     def stepBy(self, steps: int) -> None:
         self.setValue(next_step(self.value(), steps))
+
+    @override
+    def wheelEvent(self, event: QWheelEvent) -> None:
+        # A value steps for whoever is in its field, and for nobody who passes over it.
+        if self.hasFocus():
+            super().wheelEvent(event)
+        else:
+            event.ignore()
 
     @override
     def minimumSizeHint(self) -> QSize:
@@ -277,6 +288,11 @@ class ChoiceBox(QComboBox):
     def set_pending(self, pending: bool) -> None:
         """Mark that the choice has not taken effect yet."""
         set_flag(self, "pending", pending)
+
+    @override
+    def wheelEvent(self, event: QWheelEvent) -> None:
+        # A turn of the wheel would choose, be it another instrument amid a recording.
+        event.ignore()
 
     @override
     def paintEvent(self, event: QPaintEvent) -> None:

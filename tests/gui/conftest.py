@@ -95,6 +95,8 @@ class FakeSession:
         self.closed = False
         self.run_error = None
         self.modes = ("search", "record")
+        self.exposes_nothing = True
+        self.can_set_dose_rate = True
         self.place = Place(0.0, 0.0, 25.6, 25.6)
         self.map = FluenceMap(0.2)
         self.blank_calls = 0
@@ -145,9 +147,11 @@ class FakeSession:
 
     def lose(self, text="the camera does not answer any more", error=DisconnectedError):
         self.run_error = error(text)
-        self._set(running=False, blanked=True)
+        # As the session does it: the run's end is told before the state that it leaves.
+        self.state = replace(self.state, running=False, blanked=True)
         self.message.emit("error", text)
         self.stopped.emit(f"error: {text}")
+        self.state_changed.emit(self.state)
 
     def close(self):
         self.calls.append("close")
@@ -279,7 +283,7 @@ MODELS = [("fast", "Small U-Net"), ("gaussian", "Gaussian blur"), ("none", "No r
 class Rig:
     """A wired window with a fake session, or whatever the opener gives."""
 
-    def __init__(self, qtbot, session=None, opener=None, store=None):
+    def __init__(self, qtbot, session=None, opener=None, store=None, at_once=None):
         theme.apply(QApplication.instance())
         self.qtbot = qtbot
         self.session = session or FakeSession()
@@ -293,6 +297,7 @@ class Rig:
             store or SettingsStore(None),
             lambda: MODELS,
             lambda: ["fake", "sim", "replay"],
+            at_once,
         )
         self.ended = False
         self.gone = False

@@ -403,7 +403,10 @@ def test_instrument_that_cannot_be_opened(make_rig, qtbot):
 
 def test_another_profile_closes_the_first_session(make_rig, make_session, qtbot):
     sessions = {"fake": make_session(name="fake"), "sim": make_session(name="sim")}
-    rig = make_rig(opener=lambda profile, overrides: sessions[profile])
+    rig = make_rig(
+        opener=lambda profile, overrides: sessions[profile],
+        at_once=lambda session, state: True,
+    )
     rig.open()
     rig.wait_frames(1)
     rig.window.top.profile_chosen.emit("sim")

@@ -1,0 +1,125 @@
+"""What nobody asked for: the beam does not come on by it, and no setting changes."""
+
+from __future__ import annotations
+
+import pytest
+from PySide6.QtCore import QPoint, QPointF, Qt
+from PySide6.QtGui import QWheelEvent
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication
+
+from tem_live.errors import DisconnectedError, NotConnectedError, RefusedError
+
+
+def always(session, state):
+    return True
+
+
+def turn_wheel(widget):
+    """One notch upwards over the middle of a widget, without a click."""
+    middle = QPointF(widget.rect().center())
+    event = QWheelEvent(
+        middle,
+        QPointF(widget.mapToGlobal(widget.rect().center())),
+        QPoint(0, 0),
+        QPoint(0, 120),
+        Qt.MouseButton.NoButton,
+        Qt.KeyboardModifier.NoModifier,
+        Qt.ScrollPhase.NoScrollPhase,
+        False,
+    )
+    QApplication.sendEvent(widget, event)
+
+
+def test_an_instrument_that_is_chosen_later_does_not_start(make_rig, make_session, qtbot):
+    real = make_session(name="sim")
+    sessions = {"fake": make_session(), "sim": real}
+    rig = make_rig(opener=lambda profile, overrides: sessions[profile])
+    # As for one that records from the start: this one is to start at once, and no other.
+    rig.open(start=True)
+    rig.window.top.profile_chosen.emit("sim")
+    qtbot.waitUntil(lambda: rig.hub.session is real)
+    rig.session = real
+    qtbot.wait(100)
+    assert "start" not in real.calls
+    assert real.state.blanked
+
+
+def test_trying_again_records_what_was_to_be_recorded(make_rig, make_session, qtbot, tmp_path):
+    tries = []
+    session = make_session()
+
+    def opener(profile, overrides):
+        tries.append(profile)
+        if len(tries) == 1:
+            raise NotConnectedError("no camera")
+        return session
+
+    rig = make_rig(opener=opener, session=session)
+    rig.window.show()
+    rig.cockpit.open("fake", autostart=always, on_ready=lambda s: s.record(tmp_path / "out.zarr"))
+    qtbot.waitUntil(rig.window.banner.isVisible)
+    rig.window.banner.button.click()
+    rig.settled(lambda state: state is not None and state.running)
+    assert session.calls[:2] == [f"record {tmp_path / 'out.zarr'}", "start"]
+
+
+@pytest.mark.parametrize("field", ["dose_rate", "exposure", "binning", "model", "profile"])
+def test_a_wheel_that_turns_over_a_control_changes_nothing(rig, qtbot, field):
+    rig.open(start=False)
+    window = rig.window
+    where = {
+        "dose_rate": window.beam.dose_rate,
+        "exposure": window.camera.exposure,
+        "binning": window.camera.binning,
+        "model": window.restorer.model,
+        "profile": window.top.profile,
+    }[field]
+    before = list(rig.session.calls)
+    turn_wheel(where)
+    qtbot.wait(100)
+    assert rig.session.calls == before
+    assert not rig.session.closed
+
+
+def test_a_wheel_steps_the_field_that_one_is_in(rig, qtbot):
+    rig.open(start=False)
+    rig.window.activateWindow()
+    field = rig.window.camera.exposure
+    field.setFocus()
+    qtbot.waitUntil(field.hasFocus)
+    turn_wheel(field)
+    qtbot.waitUntil(lambda: rig.session.calls[-1:] == ["apply {'exposure_s': 0.5}"])
+
+
+def test_the_key_for_raw_is_a_letter_in_a_field(rig, qtbot):
+    rig.open(start=False)
+    window = rig.window
+    window.activateWindow()
+    window.beam.area.setFocus()
+    qtbot.waitUntil(window.beam.area.hasFocus)
+    # Through the window system: the window is handed each key before its field is.
+    QTest.keyClick(window.windowHandle(), Qt.Key.Key_R)
+    assert window.beam.area.text() == "r"
+    QTest.keyPress(window.windowHandle(), Qt.Key.Key_R)
+    assert not rig.cockpit.view.hold_raw
+    QTest.keyRelease(window.windowHandle(), Qt.Key.Key_R)
+    window.beam.area.clearFocus()
+    QTest.keyPress(window.windowHandle(), Qt.Key.Key_R)
+    assert rig.cockpit.view.hold_raw
+    QTest.keyRelease(window.windowHandle(), Qt.Key.Key_R)
+    assert not rig.cockpit.view.hold_raw
+
+
+@pytest.mark.parametrize(
+    ("error", "title"),
+    [
+        (DisconnectedError, "Camera lost – beam blanked"),
+        (RefusedError, "Run stopped – beam blanked"),
+    ],
+)
+def test_the_banner_tells_how_the_beam_is_left(rig, qtbot, error, title):
+    rig.open()
+    rig.session.lose("it went away", error)
+    qtbot.waitUntil(rig.window.banner.isVisible)
+    assert rig.window.banner.title.text() == title
