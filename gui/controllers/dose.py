@@ -160,7 +160,9 @@ class DoseController:
             self._show_watch(True)
         if not self._state.dose:
             return
-        self._view.show_figures(dose_figures(stats, cost, state, watch, loop))
+        figures = dose_figures(stats, cost, state, watch, loop)
+        self._view.show_figures(figures)
+        self._view.show_budget(figures.budget_e_per_A2, self._hub.is_pending("budget"))
         times_s = [time_s - self._began_s for time_s in history.times_s]
         self._view.show_curve(times_s, history.fluences_e_per_A2)
         self._view.show_exposures(history.exposures)

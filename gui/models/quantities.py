@@ -19,7 +19,14 @@ RATE_A2 = "e⁻/Å²/s"
 
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "min": 60.0}
-_QUANTITY = re.compile(r"\s*([-+]?[0-9]*[.,]?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*(.*?)\s*")
+# Thousands may be apart by a space of any width, never by a sign that may be a decimal one.
+_WHOLE = r"[0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3})+|[0-9]+"
+_QUANTITY = re.compile(
+    rf"\s*\+?((?:(?:{_WHOLE})(?:[.,][0-9]*)?|[.,][0-9]+)(?:[eE][-+]?[0-9]+)?)(?![0-9.,])\s*(.*?)\s*"
+)
+_THOUSANDS_OR_DECIMALS = re.compile(r"[1-9][0-9]{0,2},[0-9]{3}")
+_POWER = re.compile(r"×10([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)\s*")
+_PLAIN = str.maketrans({"⁻": "-", "²": "2", "Å": "A", "µ": "u", "μ": "u", "^": "", " ": ""})
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -78,13 +85,13 @@ def parse_seconds(text: str, bare_unit: str = "s") -> float:
     Raises
     ------
     ValueError
-        No number, or an unknown unit.
+        No number, a negative or an ambiguous one (``10,000``), or an unknown unit.
     """
-    found = _QUANTITY.fullmatch(text)
-    unit = (found[2] or bare_unit) if found else ""
-    if found is None or unit not in _SECONDS:
+    value, rest = _number_and_rest(text, f"'{text}' is no duration; write 0.2 s or 200 ms")
+    unit = rest or bare_unit
+    if unit not in _SECONDS:
         raise ValueError(f"'{text}' is no duration; write 0.2 s or 200 ms")
-    return float(found[1].replace(",", ".")) * _SECONDS[unit]
+    return value * _SECONDS[unit]
 
 
 def unit_of_seconds(text: str) -> str:
@@ -93,23 +100,35 @@ def unit_of_seconds(text: str) -> str:
     return found[2] if found and found[2] in _SECONDS else "s"
 
 
-def parse_number(text: str) -> float:
-    """Number at the start of a text; what follows (the unit) is not looked at.
+def parse_number(text: str, unit: str) -> float:
+    """Number with nothing behind it but, perhaps, its unit: ``12 000``, ``1.5e4 e-/A^2``.
 
     Raises
     ------
     ValueError
-        The text does not start with a number.
+        No number, a negative or an ambiguous one (``10,000``), or another unit.
     """
-    found = _QUANTITY.fullmatch(text.replace("\u2009", ""))
-    if found is None:
-        raise ValueError(f"'{text}' is no number")
-    value = float(found[1].replace(",", "."))
-    power = re.match(r"×10([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)", found[2])
+    value, rest = _number_and_rest(text, f"'{text}' is no number; write 10000, 10 000 or 0.5")
+    power = _POWER.match(rest)
     if power:
         back = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
         value *= 10.0 ** int(power[1].translate(back))
+        rest = rest[power.end() :]
+    if rest and _plain(rest) != _plain(unit):
+        raise ValueError(f"'{text}' is not in {unit}, as this field is")
     return value
+
+
+def _number_and_rest(text: str, otherwise: str) -> tuple[float, str]:
+    found = _QUANTITY.fullmatch(text)
+    if found is None or _THOUSANDS_OR_DECIMALS.fullmatch(found[1]):
+        raise ValueError(otherwise)
+    return float(re.sub(r"\s", "", found[1]).replace(",", ".")), found[2]
+
+
+def _plain(unit: str) -> str:
+    """A unit as it is typed: ``e/A2/s`` for e⁻/Å²/s."""
+    return unit.translate(_PLAIN).replace("e-", "e")
 
 
 def clock(elapsed_s: float) -> str:

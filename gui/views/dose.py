@@ -113,11 +113,13 @@ class DoseCard(Card):
         )
         self.budget = QuantityBox(
             lambda value: q.quantity(value, q.DOSE_A2) if value else "none",
-            lambda text, _: 0.0 if text.strip() in ("", "none") else q.parse_number(text),
+            lambda text, _: (
+                0.0 if text.strip() in ("", "none") else q.parse_number(text, q.DOSE_A2)
+            ),
         )
         self.budget.setToolTip("Fluence at which the beam is blanked and the run ends; 0 for none")
         self.resolution = QuantityBox(
-            lambda value: q.quantity(value, "nm"), lambda text, _: q.parse_number(text)
+            lambda value: q.quantity(value, "nm"), lambda text, _: q.parse_number(text, "nm")
         )
         self.resolution.setToolTip("Period that restored frames must resolve, for Minimise")
         self.resolution.show_value(1.0)
@@ -185,6 +187,12 @@ class DoseCard(Card):
             self.plot.addItem(line)
             self._lines[name] = line
 
+    def show_budget(self, e_per_A2: float | None, pending: bool) -> None:
+        """Show the budget; one that waits to be taken stays as it was asked for."""
+        self.budget.set_pending(pending)
+        if not pending:
+            self.budget.show_value(e_per_A2 or 0.0)
+
     def show_figures(self, figures: DoseFigures) -> None:
         """Show the figures and the lines over the curve."""
         for key, label in self.values.items():
@@ -192,7 +200,6 @@ class DoseCard(Card):
         set_flag(self.values["left"], "alert", figures.left_alert)
         set_flag(self.values["restored"], "alert", figures.restored_alert)
         set_flag(self.values["coincidence"], "alert", figures.coincidence_alert)
-        self.budget.show_value(figures.budget_e_per_A2 or 0.0)
         self.critical.setEnabled(figures.critical_e_per_A2 is not None)
         lines = {"budget": figures.budget_e_per_A2, "1/e": figures.critical_e_per_A2}
         for name, value in lines.items():

@@ -49,7 +49,8 @@ class BeamPanel(Panel):
         self._blanked = True
         self.add_wide(self.chip, self.button)
         self.dose_rate = QuantityBox(
-            lambda value: f"{q.number(value)} {q.RATE_PX}", lambda text, _: q.parse_number(text)
+            lambda value: f"{q.number(value)} {q.RATE_PX}",
+            lambda text, _: q.parse_number(text, q.RATE_PX),
         )
         self.dose_rate.setToolTip("Incident dose rate; shown is what the column took")
         self._rate_label = self.add_row("Dose rate", self.dose_rate)
@@ -137,14 +138,15 @@ class BeamPanel(Panel):
         self.left.setText(f"{q.number(left_e_per_A2)} left")
         total = q.quantity(fluence_e_per_A2, q.DOSE_A2)
         self.budget.setVisible(budget_e_per_A2 is not None)
+        alert = False
         if budget_e_per_A2:
             part = min(1.0, (fluence_e_per_A2 or 0.0) / budget_e_per_A2)
             self.budget.setValue(round(1000 * part))
-            set_flag(self.budget, "alert", part > 0.8)
-            set_flag(self.total, "alert", part > 0.8)
-            set_flag(self.left, "alert", part > 0.8)
+            alert = part > 0.8
             self.budget.setToolTip(f"{100 * part:.0f} % of the budget is spent")
             total = f"{q.number(fluence_e_per_A2)} of {q.quantity(budget_e_per_A2, q.DOSE_A2)}"
+        for widget in (self.budget, self.total, self.left):
+            set_flag(widget, "alert", alert)
         self.total.setText(total)
 
 

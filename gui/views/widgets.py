@@ -27,6 +27,7 @@ from PySide6.QtWidgets import (
     QPushButton,
     QSizePolicy,
     QToolButton,
+    QToolTip,
     QVBoxLayout,
     QWidget,
 )
@@ -215,7 +216,13 @@ class QuantityBox(QDoubleSpinBox):
 
     @override
     def fixup(self, input: str) -> str:
-        return self._to_text(self.value())
+        shown = self._to_text(self.value())
+        try:
+            self._from_text(input, shown)
+        except ValueError as error:
+            # The old value comes back; why, is said where it happens.
+            QToolTip.showText(self.mapToGlobal(self.rect().bottomLeft()), str(error), self)
+        return shown
 
     @override
     def stepBy(self, steps: int) -> None:

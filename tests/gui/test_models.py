@@ -69,7 +69,7 @@ def test_quantity_has_its_unit_and_nothing_has_none():
 @pytest.mark.parametrize("value", [0.0123, 5.0, 12345.0, 1.2e6, 3.4e-5])
 def test_shown_numbers_can_be_read_back(value):
     shown = f"{q.number(value)} {q.RATE_PX}"
-    assert q.parse_number(shown) == pytest.approx(value, rel=5e-3)
+    assert q.parse_number(shown, q.RATE_PX) == pytest.approx(value, rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,40 @@ def test_duration_in_the_users_words():
         with pytest.raises(ValueError, match="is no duration"):
             q.parse_seconds(wrong)
     with pytest.raises(ValueError, match="is no number"):
-        q.parse_number("abc")
+        q.parse_number("abc", q.RATE_PX)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("12 000", 12000.0),
+        ("12\u2009000", 12000.0),
+        ("12 000.5 e-/px/s", 12000.5),
+        ("5.", 5.0),
+        (",5", 0.5),
+        ("0,125", 0.125),
+        ("1e3", 1000.0),
+        ("50 e/px/s", 50.0),
+        ("1.20×10⁶ e⁻/px/s", 1.2e6),
+    ],
+)
+def test_numbers_are_taken_as_they_are_meant(text, value):
+    assert q.parse_number(text, q.RATE_PX) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["10,000", "1,000.5", "1.2.3", "12 0000", "1 00", "-5", "50 e-/A2/s", "5 nm", "5 000 000 x"],
+)
+def test_numbers_that_may_mean_something_else_are_refused(text):
+    with pytest.raises(ValueError, match=r"is no number|is not in"):
+        q.parse_number(text, q.RATE_PX)
+
+
+@pytest.mark.parametrize("text", ["-1 s", "1,000 ms"])
+def test_durations_that_may_mean_something_else_are_refused(text):
+    with pytest.raises(ValueError, match="is no duration"):
+        q.parse_seconds(text)
 
 
 def test_dose_per_area():

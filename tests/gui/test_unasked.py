@@ -123,3 +123,60 @@ def test_the_banner_tells_how_the_beam_is_left(rig, qtbot, error, title):
     rig.session.lose("it went away", error)
     qtbot.waitUntil(rig.window.banner.isVisible)
     assert rig.window.banner.title.text() == title
+
+
+@pytest.mark.parametrize("text", ["-200", "10,000", "abc"])
+def test_a_budget_that_is_no_number_takes_no_limit_away(rig, qtbot, text):
+    rig.session.budget_e_per_A2 = 500.0
+    rig.open(start=False)
+    rig.cockpit.display.toggle("dose")
+    field = rig.window.dose.budget
+    qtbot.waitUntil(lambda: field.value() == 500.0)
+    rig.window.activateWindow()
+    field.setFocus()
+    field.selectAll()
+    QTest.keyClicks(field, text)
+    QTest.keyClick(field, Qt.Key.Key_Return)
+    qtbot.wait(100)
+    assert rig.session.budget_e_per_A2 == 500.0
+    assert field.text() == "500 e⁻/Å²"
+
+
+def test_a_budget_with_spaces_between_thousands_is_meant_so(rig, qtbot):
+    rig.session.budget_e_per_A2 = 500.0
+    rig.open(start=False)
+    rig.cockpit.display.toggle("dose")
+    field = rig.window.dose.budget
+    qtbot.waitUntil(lambda: field.value() == 500.0)
+    rig.window.activateWindow()
+    field.setFocus()
+    field.selectAll()
+    QTest.keyClicks(field, "12 000")
+    QTest.keyClick(field, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: rig.session.budget_e_per_A2 == 12000.0)
+
+
+def test_a_budget_that_waits_stays_as_it_was_asked_for(rig, qtbot):
+    rig.session.budget_e_per_A2 = 500.0
+    rig.open(start=False)
+    rig.cockpit.display.toggle("dose")
+    field = rig.window.dose.budget
+    qtbot.waitUntil(lambda: field.value() == 500.0)
+    rig.session.hold.clear()
+    rig.hub.change("exposure_s", lambda session: session.apply(exposure_s=0.1))
+    field.setValue(900.0)
+    qtbot.wait(600)
+    # The worker stands behind a slow camera: what was asked for is neither lost nor shown as taken.
+    assert field.value() == 900.0
+    assert field.property("pending")
+    rig.session.hold.set()
+    qtbot.waitUntil(lambda: rig.session.budget_e_per_A2 == 900.0)
+    qtbot.waitUntil(lambda: not field.property("pending"))
+
+
+def test_without_a_budget_nothing_warns_of_it(rig, qtbot):
+    panel = rig.window.beam
+    panel.show_total(95.0, 100.0, 5.0)
+    assert panel.total.property("alert")
+    panel.show_total(95.0, None, None)
+    assert not panel.total.property("alert")
