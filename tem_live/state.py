@@ -60,6 +60,8 @@ class FrameInfo:
         What the frame was binned by before it was restored.
     latency_ms : float or None
         From the driver's hand-over to the restored plane.
+    roi : Roi or None
+        Region (top, left, height, width) that the frame was read from, in unbinned pixels.
     raw : mapping
         What else the device said.
     """
@@ -81,6 +83,7 @@ class FrameInfo:
     model: str = "none"
     restore_binning: int = 1
     latency_ms: float | None = None
+    roi: Roi | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:

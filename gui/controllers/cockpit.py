@@ -118,10 +118,10 @@ class Cockpit(QObject):
         self.modes = ModeController(window.top, hub)
         self.dose = DoseController(window.dose, hub, self.view, display_runner)
         self.map = MapController(
-            window.raw, window.dose, hub, self.view, display_runner, colour_table
+            window.raw, window.dose, hub, self.view, display_runner, colour_table, self.display.seen
         )
         self.camera = CameraController(
-            window.camera, hub, self.display.visible_range, window.ask_reference, settings
+            window.camera, hub, self.display.seen, window.ask_reference, settings
         )
         self.restorer = RestorerController(window.restorer, hub)
         self.record = RecordController(window.record, hub, settings, window.ask_folder)

@@ -330,9 +330,9 @@ class DisplayController(QObject):
         pane.auto_requested.connect(automatic)
         pane.line_moved.connect(self._on_line_moved)
 
-    def visible_range(self) -> Range:
-        """Visible part of the frame in its pixels."""
-        return self._raw.visible_range()
+    def seen(self) -> tuple[Range, FrameInfo] | None:
+        """Visible part of the shown frame in its pixels, and which frame it is; None for none."""
+        return None if self._pair is None else (self._raw.visible_range(), self._pair.meta)
 
     def fit(self) -> None:
         """Show the whole frame in both panes."""

@@ -11,14 +11,14 @@ import numpy as np
 from tem_live.gui.controllers.hub import SessionHub, one_line
 from tem_live.gui.models import quantities as q
 from tem_live.gui.models.fluence_map import MapPictures, Picture, here_text, map_pictures
-from tem_live.gui.models.view_state import ViewState
+from tem_live.gui.models.view_state import Range, ViewState
 from tem_live.gui.views.dose import DoseCard
 from tem_live.gui.views.image_pane import ImagePane
 from tem_live.gui.workers import Runner
 
 if TYPE_CHECKING:
     from tem_live.session import Session
-    from tem_live.state import SessionState
+    from tem_live.state import FrameInfo, SessionState
 
     _Answer = tuple[MapPictures | None, float | None, tuple[int, int]]
 
@@ -46,6 +46,8 @@ class MapController:
         Worker that reads and paints.
     colour_table : callable
         Colour map by name, (256, 3) uint8.
+    seen : callable
+        Gives what is visible, and of which frame; see `DisplayController.seen`.
     now : callable
         ``time.monotonic``.
     """
@@ -58,6 +60,7 @@ class MapController:
         state: ViewState,
         runner: Runner,
         colour_table: Callable[[str], Picture | None],
+        seen: Callable[[], tuple[Range, FrameInfo] | None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pane = pane
@@ -70,6 +73,7 @@ class MapController:
             table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
         # Up to orange: what is nearly white would hide the frame.
         self._table: Picture = table[np.linspace(0, MOST_COLOUR, 256).astype(int)]
+        self._seen = seen
         self._now = now
         self._due_s = 0.0
         self._broken: str | None = None
@@ -125,7 +129,7 @@ class MapController:
         self._card.show_here(*here_text(pictures, budget_e_per_A2))
         if not self._state.fluence_map:
             return
-        if pictures is None or pictures.overlay is None:
+        if pictures is None or pictures.overlay is None or not self._shows_the_field():
             self._pane.show_map(None, shape, self._table, "")
             self._card.overview.show_nothing()
             return
@@ -136,6 +140,14 @@ class MapController:
             q.quantity(pictures.highest_e_per_A2, q.DOSE_A2),
         )
         self._card.overview.show_map(pictures.overview, pictures.overview_nm, pictures.field_nm)
+
+    def _shows_the_field(self) -> bool:
+        """Whether the shown frame is of the field that the camera has by now."""
+        seen, state = self._seen(), self._hub.state
+        if seen is None or state is None or seen[1].roi is None:
+            return True
+        frame = seen[1]
+        return (frame.roi, frame.pixel_size_nm) == (state.roi, state.pixel_size_nm)
 
     def _on_switched(self, on: bool) -> None:
         self._card.show_overview(on)

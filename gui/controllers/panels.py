@@ -29,8 +29,14 @@ class BeamController:
         view.blank_toggled.connect(self.set_blanked)
         view.dose_rate_edited.connect(self.set_dose_rate)
         view.area_edited.connect(self.set_area)
+        hub.opened.connect(self._on_opened)
+        hub.gone.connect(view.show_no_session)
         hub.state_changed.connect(self.show_state)
         hub.pending_changed.connect(self._on_pending)
+        view.show_no_session()
+
+    def _on_opened(self, session: Session, state: SessionState) -> None:
+        self._view.show_session(session.can_set_dose_rate)
 
     def set_blanked(self, blanked: bool) -> None:
         """Blank (ahead of everything) or unblank (in its turn)."""
@@ -123,8 +129,8 @@ class CameraController:
         The panel.
     hub : SessionHub
         The session.
-    visible : callable
-        Gives the visible range of the frame.
+    seen : callable
+        Gives what is visible, and of which frame; see `DisplayController.seen`.
     ask_reference : callable
         Asks the user before a reference (kind, note, frames).
     settings : GuiSettings
@@ -135,13 +141,13 @@ class CameraController:
         self,
         view: CameraPanel,
         hub: SessionHub,
-        visible: Callable[[], Range],
+        seen: Callable[[], tuple[Range, FrameInfo] | None],
         ask_reference: Callable[[str, str, int], None],
         settings: GuiSettings,
     ) -> None:
         self._view = view
         self._hub = hub
-        self._visible = visible
+        self._seen = seen
         self._ask_reference = ask_reference
         self._settings = settings
         self._sensor = (0, 0)
@@ -151,8 +157,10 @@ class CameraController:
         view.roi_full.connect(self.set_roi_full)
         view.reference_requested.connect(self.ask_for_reference)
         hub.opened.connect(self.show_session)
+        hub.gone.connect(view.show_no_session)
         hub.state_changed.connect(self.show_state)
         hub.pending_changed.connect(self._on_pending)
+        view.show_no_session()
 
     def show_session(self, session: Session, state: SessionState) -> None:
         """Offer what this camera can do."""
@@ -180,10 +188,14 @@ class CameraController:
 
     def set_roi_from_view(self) -> None:
         """Read out what is visible."""
-        state = self._hub.state
-        if state is None:
+        seen = self._seen()
+        read_from = None if seen is None else seen[1].roi
+        if seen is None or read_from is None:
+            self._hub.message.emit("warning", "no frame is shown to choose a region in; press F5")
             return
-        roi = roi_from_view(self._visible(), state.roi, state.binning, self._sensor)
+        # Of the frame that is looked at: the camera may have been set anew since.
+        visible, frame = seen
+        roi = roi_from_view(visible, read_from, frame.binning, self._sensor)
         self._hub.change("roi", lambda session: session.apply(roi=roi))
 
     def set_roi_full(self) -> None:
@@ -236,12 +248,18 @@ class RestorerController:
         self._hub = hub
         view.model_chosen.connect(self.set_model)
         view.binning_chosen.connect(self.set_binning)
+        hub.opened.connect(lambda session, state: view.setEnabled(True))
+        hub.gone.connect(lambda: view.setEnabled(False))
         hub.state_changed.connect(self.show_state)
         hub.pending_changed.connect(self._on_pending)
+        view.setEnabled(False)
 
     def show_models(self, models: Sequence[tuple[str, str]]) -> None:
         """Offer models as (name, what it is)."""
         self._view.show_models(models)
+        # One of the user's own may run that is not among them.
+        if self._hub.state is not None:
+            self.show_state(self._hub.state)
 
     def set_model(self, name: str) -> None:
         """Ask for a model."""
@@ -329,7 +347,9 @@ class RecordController:
     def set_folder(self, folder: str) -> None:
         """Folder for the recordings to come."""
         self._settings.record_folder = folder
-        self._show_folder()
+        # A recording that is on stays where it is, and is what is shown.
+        if self._since is None:
+            self._show_folder()
 
     def show_state(self, state: SessionState) -> None:
         """Show whether and where frames are recorded."""

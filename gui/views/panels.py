@@ -52,7 +52,6 @@ class BeamPanel(Panel):
             lambda value: f"{q.number(value)} {q.RATE_PX}",
             lambda text, _: q.parse_number(text, q.RATE_PX),
         )
-        self.dose_rate.setToolTip("Incident dose rate; shown is what the column took")
         self._rate_label = self.add_row("Dose rate", self.dose_rate)
         self.rate_area = value_label()
         self.rate_area.setToolTip("The same dose rate per area of the specimen")
@@ -88,6 +87,25 @@ class BeamPanel(Panel):
         self.budget.hide()
         self.button.clicked.connect(lambda: self.blank_toggled.emit(not self._blanked))
         self.dose_rate.edited.connect(self.dose_rate_edited)
+
+    def show_no_session(self) -> None:
+        """There is no instrument whose beam this could tell of."""
+        self.setEnabled(False)
+        self.chip.setText("NO SESSION")
+        set_flag(self.chip, "beam", "none")
+        self.show_dose_rate(None, None)
+        self.show_dose(None, None)
+        self.show_total(None, None)
+
+    def show_session(self, can_set_dose_rate: bool) -> None:
+        """Offer what this instrument can do."""
+        self.setEnabled(True)
+        self.dose_rate.setReadOnly(not can_set_dose_rate)
+        self.dose_rate.setToolTip(
+            "Incident dose rate; shown is what the column took"
+            if can_set_dose_rate
+            else "Incident dose rate; nothing here steers it"
+        )
 
     def show_beam(self, blanked: bool | None, pending: bool) -> None:
         """Show the blanker's state; None stands for no blanker."""
@@ -135,7 +153,7 @@ class BeamPanel(Panel):
     ) -> None:
         """Show the fluence of the area so far, how much of the budget it is, and what is left."""
         self.left.setVisible(left_e_per_A2 is not None)
-        self.left.setText(f"{q.number(left_e_per_A2)} left")
+        self.left.setText("" if left_e_per_A2 is None else f"{q.number(left_e_per_A2)} left")
         total = q.quantity(fluence_e_per_A2, q.DOSE_A2)
         self.budget.setVisible(budget_e_per_A2 is not None)
         alert = False
@@ -201,6 +219,7 @@ class CameraPanel(Panel):
         has_roi: bool,
     ) -> None:
         """Offer what the camera can do, hide the rest."""
+        self.setEnabled(True)
         self.exposure.setEnabled(has_exposure)
         low, high = exposure_range_s
         self.exposure.blockSignals(True)
@@ -212,6 +231,10 @@ class CameraPanel(Panel):
             widget.setVisible(len(binnings) > 1)
         self.from_view.setVisible(has_roi)
         self.full.setVisible(has_roi)
+
+    def show_no_session(self) -> None:
+        """There is no camera to set."""
+        self.setEnabled(False)
 
     def show_exposure(self, exposure_s: float) -> None:
         """Show the exposure that the camera took."""

@@ -280,7 +280,7 @@ class ChoiceBox(QComboBox):
         for text, data, tip in entries:
             self.addItem(text, data)
             self.setItemData(self.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
-        if current is not None:
+        if self.findData(current) >= 0:
             self.show_choice(current)
         self.blockSignals(False)
 

@@ -456,6 +456,7 @@ class Acquisition:
                 None if rate is None or not pixel_size_nm else per_pixel(rate, pixel_size_nm)
             ),
             blanked=beam.blanked,
+            roi=stream.state.roi,
             raw=meta.raw,
         )
         self.next_id += 1

@@ -267,6 +267,7 @@ class FakeSession:
             drift_px=(0.3, -0.4),
             model=state.model,
             latency_ms=12.0,
+            roi=state.roi,
         )
         self.frame_id += 1
         return Frame(

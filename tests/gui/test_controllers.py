@@ -126,8 +126,13 @@ def test_refused_setting_is_told_and_goes_back(hub):
 
 def test_exposure_binning_and_region(hub, session):
     view = MagicMock(spec=CameraPanel)
+    shown = []
     controller = CameraController(
-        view, hub, lambda: (0.0, 32.0, 16.0, 48.0), MagicMock(), GuiSettings()
+        view,
+        hub,
+        lambda: ((0.0, 32.0, 16.0, 48.0), shown[-1]) if shown else None,
+        MagicMock(),
+        GuiSettings(),
     )
     hub.open("fake")
     assert last(view.show_capabilities) == (True, (0.001, 10.0), (1, 2, 4), True)
@@ -136,6 +141,16 @@ def test_exposure_binning_and_region(hub, session):
     controller.set_binning(2)
     assert last(view.show_binning) == (2,)
     controller.set_binning(1)
+    controller.set_roi_from_view()
+    assert session.state.roi == (0, 0, 64, 64)
+    assert "no frame is shown" in hub.messages[-1][1]
+    shown.append(session.make_frame().meta)
+    controller.set_roi_from_view()
+    assert session.state.roi == (16, 0, 32, 32)
+    # The same picture is still on the screen: asked again, it is the same place.
+    controller.set_roi_from_view()
+    assert session.state.roi == (16, 0, 32, 32)
+    controller.set_binning(2)
     controller.set_roi_from_view()
     assert session.state.roi == (16, 0, 32, 32)
     controller.set_roi_full()

@@ -121,7 +121,7 @@ def view():
 
 @pytest.fixture
 def controller(views, view, hub, session):  # noqa: F811
-    made = MapController(*views, hub, view, Inline(), colour_table)
+    made = MapController(*views, hub, view, Inline(), colour_table, lambda: None)
     hub.open("fake")
     session.map.add(session.place, 20.0)
     return made
@@ -165,9 +165,25 @@ def test_without_a_pixel_size_there_is_no_map(controller, views, session):  # no
     assert "no pixel size" in last(views[1].show_here)[0]
 
 
+@pytest.mark.parametrize("changed", ["roi", "pixel_size_nm"])
+def test_a_frame_of_another_field_is_not_laid_over(views, view, hub, session, changed):  # noqa: F811
+    frame = session.make_frame().meta
+    seen = (0.0, 1.0, 0.0, 1.0), frame
+    made = MapController(*views, hub, view, Inline(), colour_table, lambda: seen, lambda: 0.0)
+    hub.open("fake")
+    session.map.add(session.place, 20.0)
+    made.tick()
+    assert last(views[0].show_map)[0] is not None
+    # Set anew, with the last frame still on the screen.
+    new = {"roi": (0, 0, 32, 32), "pixel_size_nm": 0.2}
+    hub.change(changed, lambda session: session._set(**{changed: new[changed]}))
+    made.tick()
+    assert last(views[0].show_map)[0] is None
+
+
 def test_a_look_that_takes_long_is_followed_by_a_rest(views, view, hub, session):  # noqa: F811
     clock = [100.0]
-    made = MapController(*views, hub, view, Inline(), colour_table, now=lambda: clock[0])
+    made = MapController(*views, hub, view, Inline(), colour_table, lambda: None, lambda: clock[0])
     hub.open("fake")
     looks = []
 

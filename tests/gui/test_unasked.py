@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from PySide6.QtCore import QPoint, QPointF, Qt
 from PySide6.QtGui import QWheelEvent
@@ -180,3 +182,60 @@ def test_without_a_budget_nothing_warns_of_it(rig, qtbot):
     assert panel.total.property("alert")
     panel.show_total(95.0, None, None)
     assert not panel.total.property("alert")
+
+
+def test_of_an_instrument_that_is_gone_nothing_is_shown(make_rig, make_session, qtbot):
+    session = make_session()
+
+    def opener(profile, overrides):
+        if profile == "fake":
+            return session
+        raise NotConnectedError("no camera")
+
+    rig = make_rig(opener=opener, session=session)
+    rig.open()
+    rig.wait_frames(1)
+    window = rig.window
+    assert window.beam.chip.text() == "BEAM ON"
+    window.top.profile_chosen.emit("sim")
+    qtbot.waitUntil(window.banner.isVisible)
+    assert window.beam.chip.text() == "NO SESSION"
+    for panel in (window.beam, window.camera, window.restorer):
+        assert not panel.isEnabled()
+    assert not window.beam.dose_rate.isVisible()
+    assert window.beam.frame_dose.text() == "–"
+
+
+def test_a_camera_is_not_offered_the_binning_of_another(make_rig, make_session, qtbot):
+    first, second = make_session(binning=4), make_session(name="sim")
+    second.capabilities = replace(second.capabilities, binnings=(1, 2))
+    sessions = {"fake": first, "sim": second}
+    rig = make_rig(opener=lambda profile, overrides: sessions[profile])
+    rig.open(start=False)
+    box = rig.window.camera.binning
+    assert box.currentData() == 4
+    rig.window.top.profile_chosen.emit("sim")
+    qtbot.waitUntil(lambda: rig.hub.session is second)
+    rig.session = second
+    assert [box.itemData(i) for i in range(box.count())] == [1, 2]
+    assert box.currentData() == 1
+
+
+def test_a_rate_that_nothing_steers_cannot_be_edited(make_rig, make_session):
+    session = make_session()
+    session.can_set_dose_rate = False
+    rig = make_rig(session=session)
+    rig.open(start=False)
+    assert rig.window.beam.dose_rate.isReadOnly()
+
+
+def test_another_folder_is_for_the_next_recording(rig, qtbot, tmp_path):
+    rig.open(start=False)
+    rig.cockpit.record.toggle()
+    rig.settled(lambda state: state.recording is not None)
+    target = rig.window.record.target.toolTip()
+    rig.cockpit.record.set_folder(str(tmp_path))
+    assert rig.window.record.target.toolTip() == target
+    rig.cockpit.record.toggle()
+    rig.settled(lambda state: state.recording is None)
+    assert str(tmp_path) in rig.window.record.target.toolTip()
