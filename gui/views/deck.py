@@ -112,6 +112,9 @@ class ProfileView(Card):
         )
 
 
+_LEAST_PX = 176
+
+
 class Deck(QWidget):
     """Spectra, profile and dose in one row.
 
@@ -133,7 +136,6 @@ class Deck(QWidget):
         for card in (self.raw_spectrum, self.restored_spectrum, self.profile):
             row.addWidget(card, 1)
         row.addWidget(dose, 3)
-        self.setMinimumHeight(176)
         self.show_parts(False, False, False)
 
     def show_parts(self, spectrum: bool, profile: bool, dose: bool) -> None:
@@ -142,6 +144,9 @@ class Deck(QWidget):
         self.restored_spectrum.setVisible(spectrum)
         self.profile.setVisible(profile)
         self._dose.setVisible(dose)
+        # The figures of the dose card cannot be made smaller, as plots can.
+        needed = self._dose.minimumSizeHint().height() if dose else 0
+        self.setMinimumHeight(max(_LEAST_PX, needed))
         self.setVisible(spectrum or profile or dose)
 
     def show_spectra(

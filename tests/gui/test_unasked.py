@@ -239,3 +239,15 @@ def test_another_folder_is_for_the_next_recording(rig, qtbot, tmp_path):
     rig.cockpit.record.toggle()
     rig.settled(lambda state: state.recording is None)
     assert str(tmp_path) in rig.window.record.target.toolTip()
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1024, 640)])
+def test_the_fields_of_the_dose_card_are_whole_under_a_message(rig, qtbot, size):
+    rig.window.resize(*size)
+    rig.open(start=False)
+    rig.cockpit.display.toggle("dose")
+    rig.session.message.emit("warning", "the gain is unknown: 1 count is taken for 1 electron")
+    field = rig.window.dose.budget
+    qtbot.waitUntil(field.isVisible)
+    qtbot.wait(300)
+    assert field.visibleRegion().boundingRect().height() == field.height()
