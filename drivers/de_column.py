@@ -12,6 +12,7 @@ no unit that means a dose.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import time
 import urllib.error
@@ -22,6 +23,7 @@ from xml.sax.saxutils import escape
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tem_live.drivers.hosts import Host
 from tem_live.errors import (
     DeviceError,
     DeviceTimeoutError,
@@ -60,7 +62,7 @@ class DEColumnOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     soap_port: int = Field(default=5002, ge=1, le=65535)
     reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
     move_timeout_s: float = Field(default=60.0, gt=0, le=600)
@@ -277,8 +279,10 @@ class DEColumn:
                 body = reply.read()
         except urllib.error.HTTPError as error:
             # gSOAP sends a fault, with its reason, as an HTTP error.
-            with error:
-                reason = _fault(error.read()) or f"HTTP {error.code}"
+            reason = f"HTTP {error.code}"
+            # What it says of it may not come, or be cut.
+            with error, contextlib.suppress(OSError, http.client.HTTPException):
+                reason = _fault(error.read()) or reason
             raise RefusedError(f"DE-TEM-Channel refuses {method}: {reason}") from None
         except TimeoutError:
             raise DeviceTimeoutError(

@@ -22,6 +22,7 @@ from tem_live.drivers import dectris_wire as wire
 from tem_live.drivers.checks import check_buffer, check_settings
 from tem_live.drivers.dectris_simplon import Simplon, answers
 from tem_live.drivers.families import Family
+from tem_live.drivers.hosts import Host
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -92,7 +93,7 @@ class DectrisOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: int = Field(default=80, ge=1, le=65535)
     stream_port: int | None = Field(default=None, ge=1, le=65535)
     stream: Literal["legacy", "cbor"] = "legacy"
@@ -250,7 +251,8 @@ class DectrisCamera:
         if self._running and self._simplon.version:
             self._running = False
             # At once: "cancel" would wait for the image at hand.
-            command = "disarm" if self._taken == self._end else "abort"
+            ended = self._end is not None and self._next >= self._end
+            command = "disarm" if ended else "abort"
             with contextlib.suppress(DeviceError):
                 self._simplon.request("PUT", "detector", f"command/{command}")
 
@@ -260,7 +262,8 @@ class DectrisCamera:
         if not self._running:
             raise DisconnectedError("the DECTRIS detector is stopped; start it first")
         check_buffer(buffer, self._shape, self._dtype)
-        if self._taken == self._end:
+        # What the detector counted and was lost on the way belongs to the series, too.
+        if self._end is not None and self._next >= self._end:
             raise EndOfFrames
         image = self._await_image(timeout_s)
         if image.shape != self._shape or image.dtype.newbyteorder("=") != self._dtype:

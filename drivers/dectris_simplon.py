@@ -6,6 +6,7 @@ Parameters, commands and times (in seconds) are those of its API manual 1.8 and 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 from typing import Any, Literal
@@ -150,16 +151,13 @@ class Simplon:
 
 def answers(fields: Fields) -> bool:
     """Whether a detector control unit is there; any web server may listen on its port."""
-    line = http.client.HTTPConnection(
-        str(fields.get("host", "127.0.0.1")), int(fields.get("port", 80)), timeout=0.5
-    )
+    host, port = str(fields.get("host", "127.0.0.1")), int(fields.get("port", 80))
     try:
-        line.request("GET", "/detector/api/version/")
-        return "value" in json.loads(line.getresponse().read(4096))
+        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=0.5)) as line:
+            line.request("GET", "/detector/api/version/")
+            return "value" in json.loads(line.getresponse().read(4096))
     except (OSError, ValueError, TypeError, http.client.HTTPException):
         return False
-    finally:
-        line.close()
 
 
 def _reason(text: bytes) -> str:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers.checks import check_buffer, check_settings
 from tem_live.drivers.families import Family, listens
+from tem_live.drivers.hosts import Host
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -40,6 +41,8 @@ from tem_live.errors import (
 
 _SLICE_S = 0.2
 """Longest single wait inside the server, so that a stop need not wait for a long exposure."""
+_QUESTIONS = 4
+"""As many as the library asks at most when it connects."""
 _MOST_LOST = 100_000
 """Frames between two others; more were no loss but nonsense."""
 
@@ -73,7 +76,7 @@ class DirectElectronOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: int = Field(default=13240, ge=1, le=65535)
     reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
     properties: dict[str, str | int | float] = Field(default_factory=dict)
@@ -98,6 +101,7 @@ class DirectElectronCamera:
         self._fps_range = (0.0, 0.0)
         self._exposure_s = 0.0
         self._shape = (0, 0)
+        self._roi: Roi | None = None
         self._header_bytes = 0
         self._buffer_bytes = 0
         self._end: int | None = None
@@ -124,6 +128,8 @@ class DirectElectronCamera:
 
     def open(self) -> None:
         """See `Camera`."""
+        if self._client is not None:
+            return
         try:
             from deapi import Client
         except ImportError:
@@ -135,15 +141,27 @@ class DirectElectronCamera:
         # The library logs each frame; what matters is raised here.
         logging.getLogger("DECameraClientLib").setLevel(logging.CRITICAL)
         client.usingMmf = False
+        # The library waits half a minute and more for each of its questions.
+        watchdog = threading.Timer(_QUESTIONS * options.reply_timeout_s, _hang_up, [client])
+        watchdog.daemon = True
+        began = time.monotonic()
         try:
+            # As long as it may take: the library tries to connect without end.
+            address = options.host, options.port
+            socket.create_connection(address, options.reply_timeout_s).close()
+            watchdog.start()
             client.connect(options.host, options.port)
         except Exception as error:
             with contextlib.suppress(AttributeError, OSError):
                 client.socket.close()
+            late = time.monotonic() - began >= options.reply_timeout_s
             raise NotConnectedError(
-                f"no DE-Server answers at {options.host}:{options.port} ({_said(error)}); "
+                f"no DE-Server answers at {options.host}:{options.port} "
+                f"({'it does not answer' if late else _said(error)}); "
                 "start it, or set camera.host and camera.port"
             ) from None
+        finally:
+            watchdog.cancel()
         self._client = client
         self._halt.clear()
         try:
@@ -160,6 +178,9 @@ class DirectElectronCamera:
                 int(self._get("Sensor Size X (pixels)")),
             )
             self._fps_range = self._range("Frames Per Second")
+        except DisconnectedError as error:
+            self.close()
+            raise NotConnectedError(str(error)) from None
         except BaseException:
             self.close()
             raise
@@ -176,13 +197,22 @@ class DirectElectronCamera:
         """See `Camera`."""
         self._connected()
         roi = check_settings(settings, self.capabilities)
+        self._set_roi(roi)
+        try:
+            self._set("Frames Per Second", 1 / settings.exposure_s)
+        except RefusedError:
+            with contextlib.suppress(RefusedError):
+                self._set_roi(self._roi or (0, 0, *self._sensor))
+            raise
+        self._roi = roi
+        return self._read_back(roi)
+
+    def _set_roi(self, roi: Roi) -> None:
         top, left, height, width = roi
         with self._lock:
             taken = self._asked(lambda client: client.set_hw_roi(left, top, width, height))
         if not taken:
             raise RefusedError(f"DE-Server refuses the region {roi}; align it or read the whole")
-        self._set("Frames Per Second", 1 / settings.exposure_s)
-        return self._read_back(roi)
 
     def start(self, frames: int | None = None) -> None:
         """See `Camera`."""
@@ -238,7 +268,8 @@ class DirectElectronCamera:
         if not self._running:
             raise DisconnectedError("the Direct Electron camera is stopped; start it first")
         check_buffer(buffer, self._shape, np.dtype(np.uint16))
-        if self._taken == self._end:
+        # What the detector counted and was lost on the way belongs to the series, too.
+        if self._end is not None and self._next >= self._end:
             raise EndOfFrames
         deadline = time.monotonic() + timeout_s
         data = self._await_frame(deadline, timeout_s)
@@ -374,7 +405,7 @@ class DirectElectronCamera:
 
 
 def _hang_up(client: Any) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(AttributeError, OSError):
         client.socket.shutdown(socket.SHUT_RDWR)
 
 

@@ -109,5 +109,5 @@ def listens(fields: Fields, *, port: int, host: str = "127.0.0.1") -> bool:
     try:
         with socket.create_connection(address, timeout=0.5):
             return True
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, UnicodeError):
         return False

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tem_live.drivers import gatan_wire as wire
 from tem_live.drivers.checks import check_buffer, check_settings
 from tem_live.drivers.families import Family, listens
+from tem_live.drivers.hosts import Host
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -90,7 +91,7 @@ class GatanOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: int = Field(default=48890, ge=1, le=65535)
     camera: int = Field(default=0, ge=0, le=63)
     processing: Literal["raw", "dark", "gain"] = "gain"
@@ -193,7 +194,8 @@ class GatanCamera:
             self._state = CameraState(
                 exposure_s=exposure_s,
                 binning=binning,
-                roi=roi,
+                # Its regions begin at whole binned pixels.
+                roi=(roi[0] // binning * binning, roi[1] // binning * binning, *roi[2:]),
                 frame_shape=(roi[2] // binning, roi[3] // binning),
                 dtype=_DTYPE,
                 frame_interval_s=exposure_s,

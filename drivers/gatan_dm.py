@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import select
 import socket
 import struct
 import sys
@@ -31,6 +32,8 @@ _UNKNOWN, _EXCEPTION, _LENGTH = -1, -2, -6
 _DM_CALL_EXCEPTION, _WRONG_TYPE = 3, 2
 _CHUNK_BYTES = 33554432
 _HANDSHAKE = 24
+_STALLED_S = 30.0
+"""Longest wait amid a request or an image."""
 
 Answer = Tuple[int, bytes, bytes]  # noqa: UP006
 """Error code, what follows it in the reply, and the pixels."""
@@ -80,7 +83,7 @@ class Server:
             except OSError:
                 break
             self._client = client
-            client.settimeout(None)
+            client.settimeout(_STALLED_S)
             with contextlib.suppress(OSError, struct.error):
                 self._serve(client)
             client.close()
@@ -96,6 +99,13 @@ class Server:
 
     def _serve(self, client: socket.socket) -> None:
         while not self._ended:
+            # One that went without a word would keep all others out: as with the plug-in, a new
+            # connection ends the earlier one.
+            ready, _, _ = select.select([client, self._listener], [], [], 0.2)
+            if self._listener in ready:
+                return
+            if client not in ready:
+                continue
             (size,) = struct.unpack("<i", _exactly(client, 4))
             if not 8 <= size <= 1 << 20:
                 client.sendall(struct.pack("<2i", 8, _LENGTH))

@@ -83,8 +83,7 @@ class _Detector:
     def open(self) -> CameraCapabilities:
         self._link.open()
         name = self._link.ask(self._choose)
-        settings = self._link.ask(lambda _: self._detector.get_detectorsetting())
-        self._shape = _size(settings)
+        self._shape = self._link.ask(lambda _: _size(self._detector.get_detectorsetting()))
         return CameraCapabilities(
             name=f"JEOL {name}",
             sensor_shape=self._shape,
@@ -111,10 +110,10 @@ class _Detector:
         unit_s = _UNITS_S[self._options.exposure_unit]
         # An exposure that was given up may still be going on.
         longest_s = self._exposure_s
-        told = self._link.ask(lambda _: self._detector.get_detectorsetting(), longest_s)
-        if _size(told) != self._shape:
+        size = self._link.ask(lambda _: _size(self._detector.get_detectorsetting()), longest_s)
+        if size != self._shape:
             raise RefusedError(
-                f"TEM Center now has images of {_size(told)} pixels where there were "
+                f"TEM Center now has images of {size} pixels where there were "
                 f"{self._shape}; connect again"
             )
         pixels = math.prod(self._shape) if self._options.kind == "scan" else 1
@@ -122,8 +121,10 @@ class _Detector:
         # Whole numbers as such: that is what its examples give.
         value = round(wanted) if math.isclose(wanted, round(wanted)) else wanted
         self._link.ask(lambda _: self._detector.set_exposuretime_value(value))
-        taken = self._link.ask(lambda _: self._detector.get_detectorsetting())
-        self._exposure_s = float(taken["ExposureTimeValue"]) * unit_s * pixels
+        taken = self._link.ask(
+            lambda _: float(self._detector.get_detectorsetting()["ExposureTimeValue"])
+        )
+        self._exposure_s = taken * unit_s * pixels
         if not (math.isfinite(self._exposure_s) and self._exposure_s > 0):
             raise RefusedError(f"the detector took an exposure of {self._exposure_s:g} s")
         return CameraState(

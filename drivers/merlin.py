@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tem_live.drivers import merlin_wire as wire
 from tem_live.drivers.checks import check_buffer, check_settings
 from tem_live.drivers.families import Family, listens
+from tem_live.drivers.hosts import Host
 from tem_live.drivers.merlin_raw import DTYPES
 from tem_live.drivers.protocols import (
     CameraCapabilities,
@@ -84,7 +85,7 @@ class MerlinOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: int = Field(default=6341, ge=1, le=65535)
     data_port: int = Field(default=6342, ge=1, le=65535)
     trigger: Literal["internal", "soft", "external"] = "internal"
@@ -248,7 +249,8 @@ class MerlinCamera:
             raise DisconnectedError("the Merlin is stopped; start it first")
         dtype = DTYPES[self._depth]
         check_buffer(buffer, self._shape, dtype)
-        if self._taken == self._end:
+        # What the detector counted and was lost on the way belongs to the series, too.
+        if self._end is not None and self._next >= self._end:
             raise EndOfFrames
         body = self._await_frame(timeout_s)
         header = wire.frame_header(body)

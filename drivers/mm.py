@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -217,13 +217,18 @@ class MMCamera:
         # The core itself takes a negative exposure without a word.
         roi = check_settings(settings, self.capabilities)
         with _refusing("the settings"):
-            if self._binning() != settings.binning:
-                core.setProperty(self._label, "Binning", str(settings.binning))
-            core.clearROI()
-            if roi != (0, 0, *self._sensor):
-                top, left, height, width = (n // settings.binning for n in roi)
-                core.setROI(left, top, width, height)
-            core.setExposure(1e3 * settings.exposure_s)
+            before = self._binning(), core.getROI(self._label), core.getExposure()
+            try:
+                if before[0] != settings.binning:
+                    core.setProperty(self._label, "Binning", self._binning_word(settings.binning))
+                core.clearROI()
+                if roi != (0, 0, *self._sensor):
+                    top, left, height, width = (n // settings.binning for n in roi)
+                    core.setROI(left, top, width, height)
+                core.setExposure(1e3 * settings.exposure_s)
+            except RuntimeError:
+                self._put_back(*before)
+                raise
         return self._read_back()
 
     def start(self, frames: int | None = None) -> None:
@@ -271,6 +276,19 @@ class MMCamera:
         )
 
     # --------------------------------------------------------------------------------- internals
+
+    def _put_back(self, binning: int, roi: Sequence[int], exposure_ms: float) -> None:
+        """Leave the camera as it was, as far as it lets itself be set."""
+        core = self.core
+        with contextlib.suppress(RuntimeError):
+            if self._binning() != binning:
+                core.setProperty(self._label, "Binning", self._binning_word(binning))
+        with contextlib.suppress(RuntimeError):
+            core.clearROI()
+            if list(core.getROI(self._label)) != list(roi):
+                core.setROI(*roi)
+        with contextlib.suppress(RuntimeError):
+            core.setExposure(exposure_ms)
 
     def _load(self, core: Any) -> None:
         options = self._options
@@ -346,16 +364,24 @@ class MMCamera:
         core = self.core
         if not core.hasProperty(self._label, "Binning"):
             return (1,)
-        values = core.getAllowedPropertyValues(self._label, "Binning")
-        # Some adapters say "2x2".
-        sides = sorted({int(str(value).split("x")[0]) for value in values})
-        return tuple(sides) or (1,)
+        return tuple(sorted({_side(word) for word in self._binning_words()})) or (1,)
+
+    def _binning_words(self) -> list[str]:
+        return [str(word) for word in self.core.getAllowedPropertyValues(self._label, "Binning")]
+
+    def _binning_word(self, binning: int) -> str:
+        """How the adapter writes it: some say "2x2"."""
+        return next((w for w in self._binning_words() if _side(w) == binning), str(binning))
 
     def _binning(self) -> int:
         core = self._core
         if core is None or not core.hasProperty(self._label, "Binning"):
             return 1
-        return int(str(core.getProperty(self._label, "Binning")).split("x")[0])
+        return _side(str(core.getProperty(self._label, "Binning")))
+
+
+def _side(word: str) -> int:
+    return int(word.split("x")[0])
 
 
 class MMShutterOptions(BaseModel):

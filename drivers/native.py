@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,13 +83,25 @@ def candidates(names: Sequence[str], path: str | None, folders: Sequence[str | P
     if path is not None:
         return [path]
     found = [str(Path(folder) / name) for folder in folders for name in names]
-    on_path = [shutil.which(name) for name in names if os.name == "nt"]
+    # Not by `shutil.which`: on Windows Python 3.11's finds programs alone.
+    on_path = [str(Path(folder) / name) for folder in _path_folders() for name in names]
     return [
         *(file for file in found if Path(file).is_file()),
-        *(file for file in on_path if file),
+        *(file for file in on_path if Path(file).is_file()),
         # The system's own search: System32, the loader's cache.
         *names,
     ]
+
+
+def _path_folders() -> list[str]:
+    """Where Windows looks for libraries of programs, but not ctypes for those of Python."""
+    if not _is_windows():
+        return []
+    return [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+
+
+def _is_windows() -> bool:
+    return os.name == "nt"
 
 
 def is_installed(names: Sequence[str], folders: Sequence[str | Path]) -> bool:

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tem_live.drivers import serval_wire as wire
 from tem_live.drivers.checks import check_buffer, check_settings
 from tem_live.drivers.families import Family
+from tem_live.drivers.hosts import Host
 from tem_live.drivers.protocols import (
     CameraCapabilities,
     CameraSettings,
@@ -56,15 +57,13 @@ _PIECE_BYTES = 1 << 20
 def _answers(fields: Mapping[str, Any]) -> bool:
     """Whether a Serval answers; any web server may listen there."""
     host, port = str(fields.get("host", "127.0.0.1")), int(fields.get("port", 8080))
-    line = http.client.HTTPConnection(host, port, timeout=0.5)
     try:
-        line.request("GET", "/dashboard")
-        found = json.loads(line.getresponse().read(1 << 16))
-        return isinstance(found, dict) and "Measurement" in found
+        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=0.5)) as line:
+            line.request("GET", "/dashboard")
+            found = json.loads(line.getresponse().read(1 << 16))
     except (OSError, ValueError, http.client.HTTPException):
         return False
-    finally:
-        line.close()
+    return isinstance(found, dict) and "Measurement" in found
 
 
 FAMILY = Family(
@@ -105,9 +104,9 @@ class ServalOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: int = Field(default=8080, ge=1, le=65535)
-    stream_host: str = ""
+    stream_host: Host = ""
     stream_port: int = Field(default=0, ge=0, le=65535)
     mode: Literal["count", "tot"] = "count"
     bit_depth: Literal[8, 16, 32] = 16
@@ -265,7 +264,8 @@ class ServalCamera:
         if not self._running or state is None:
             raise DisconnectedError("the ASI detector is stopped; start it first")
         check_buffer(buffer, self._shape, self._dtype)
-        if self._taken == self._end:
+        # What the detector counted and was lost on the way belongs to the series, too.
+        if self._end is not None and self._next >= self._end:
             raise EndOfFrames
         image = self._await_image(state, timeout_s)
         pixels = image.pixels

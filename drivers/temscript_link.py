@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from tem_live.drivers.families import Family, Fields
+from tem_live.drivers.hosts import Host
 from tem_live.drivers.worker import Worker
 from tem_live.errors import DeviceError, DisconnectedError, NotConnectedError, RefusedError
 
@@ -46,7 +47,7 @@ class TemscriptOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     route: Literal["local", "remote", "null"] = "local"
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: int = Field(default=8080, ge=1, le=65535)
     reply_timeout_s: float = Field(default=4.0, gt=0, le=600)
 

@@ -13,6 +13,7 @@ the whole sensor is read.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -79,14 +80,16 @@ class _Temscript:
                 f"the microscope has no camera '{self._camera}'; it has: {known}; set camera.camera"
             )
         about = cameras[self._camera]
-        self._sensor = int(about["height"]), int(about["width"])
+        # There, where an answer that is not understood is told as one.
+        self._sensor = self._link.ask(lambda _: (int(about["height"]), int(about["width"])))
+        binnings = self._link.ask(lambda _: {int(binning) for binning in about["binnings"]})
         family = self._link.ask(lambda microscope: microscope.get_family())
         return CameraCapabilities(
             name=f"{family} {self._camera}",
             sensor_shape=self._sensor,
             dtype=DTYPE,
             exposure_range_s=_EXPOSURE_RANGE_S,
-            binnings=tuple(sorted({1, *(int(binning) for binning in about["binnings"])})),
+            binnings=tuple(sorted({1, *binnings})),
         )
 
     def close(self) -> None:
@@ -103,13 +106,15 @@ class _Temscript:
         # An exposure that was not waited for may still be going on.
         longest_s = self._exposure_s
         self._link.ask(lambda m: m.set_camera_param(self._camera, wanted), longest_s)
-        taken = self._link.ask(lambda m: m.get_camera_param(self._camera))
-        if taken["image_size"] != "FULL" or int(taken["binning"]) != settings.binning:
+        size, binning, exposure_s = self._link.ask(
+            lambda m: _settings(m.get_camera_param(self._camera))
+        )
+        if size != "FULL" or binning != settings.binning:
             raise RefusedError(
-                f"the microscope took image size {taken['image_size']} and binning "
-                f"{taken['binning']} where FULL and {settings.binning} were asked for"
+                f"the microscope took image size {size} and binning {binning} where FULL and "
+                f"{settings.binning} were asked for"
             )
-        self._exposure_s = float(taken["exposure(s)"])
+        self._exposure_s = exposure_s
         if not (math.isfinite(self._exposure_s) and self._exposure_s > 0):
             raise RefusedError(f"the microscope took an exposure of {self._exposure_s:g} s")
         self._link.wait_for(self._exposure_s)
@@ -143,6 +148,11 @@ class _Temscript:
     def is_there(self) -> bool:
         # The connection is busy with the exposure: it cannot be asked, only waited for.
         return not self._snapshots.is_overdue(self._exposure_s + self._options.reply_timeout_s)
+
+
+def _settings(taken: Mapping[str, Any]) -> tuple[str, int, float]:
+    """Image size, binning and exposure in seconds."""
+    return str(taken["image_size"]), int(taken["binning"]), float(taken["exposure(s)"])
 
 
 def _acquire(microscope: Any, camera: str) -> npt.NDArray[Any]:

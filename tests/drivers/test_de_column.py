@@ -251,3 +251,22 @@ def test_something_else_behind_the_port_is_said(said: bytes):
         with pytest.raises(NotConnectedError, match="no DE-TEM-Channel answers"):
             column.open()
         thread.join(10)
+
+
+def test_a_refusal_that_is_cut_off_is_one_all_the_same(column: DEColumn, service: Service):
+    column.open()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.0 500 E\r\nContent-Length: 100\r\n\r\nabc")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        elsewhere = DEColumnOptions(soap_port=server.getsockname()[1], reply_timeout_s=5.0)
+        column._options = elsewhere
+        with pytest.raises(RefusedError, match="HTTP 500"):
+            column.set_blanked(True)
+        thread.join(10)

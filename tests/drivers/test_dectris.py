@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 
 from tem_live.drivers.dectris import DectrisCamera, DectrisOptions
-from tem_live.drivers.protocols import CameraSettings, CameraState
+from tem_live.drivers.protocols import CameraSettings, CameraState, EndOfFrames
 from tem_live.errors import (
     DeviceTimeoutError,
     DisconnectedError,
@@ -283,6 +283,13 @@ def test_lost_images_show_in_the_numbers(server: DectrisServer, cameras: list[De
     server.send = lambda number, parts: [] if number in (1, 2) else [parts]
     camera.start(6)
     assert [camera.read_into(buffer, 5.0).sequence for _ in range(3)] == [0, 3, 4]
+    # The series ends with its last number, though two of its six never came.
+    assert camera.read_into(buffer, 5.0).sequence == 5
+    with pytest.raises(EndOfFrames):
+        camera.read_into(buffer, 5.0)
+    camera.stop()
+    # Not "abort": it has taken them all.
+    assert server.commands[-1] == "disarm"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from typing import Any
 
@@ -87,6 +88,43 @@ def test_no_server_is_said_in_one_line():
     with pytest.raises(NotConnectedError, match="no DE-Server answers") as caught:
         camera.open()
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_never_answers_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        options = DirectElectronOptions(port=mute.getsockname()[1], reply_timeout_s=0.5)
+        with fails_soon(NotConnectedError, "it does not answer", 10):
+            DirectElectronCamera(options).open()
+
+
+def test_opened_twice_it_is_open_once(twin: Twin):
+    camera = twin.camera()
+    camera.open()
+    client = camera._client
+    camera.open()
+    assert camera._client is client
+    camera.close()
+
+
+def test_a_refused_exposure_leaves_the_region(twin: Twin, monkeypatch: pytest.MonkeyPatch):
+    camera = twin.camera()
+    camera.open()
+    before = camera.configure(CameraSettings(0.05))
+    height, width = before.frame_shape
+    put = camera._set
+
+    def refuse(name: str, value: str | float) -> None:
+        if name == "Frames Per Second":
+            raise RefusedError("DE-Server refuses it")
+        put(name, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(camera, "_set", refuse)
+        with pytest.raises(RefusedError):
+            camera.configure(CameraSettings(0.05, roi=(0, 0, height // 2, width // 2)))
+    assert int(camera._get("Image Size Y (pixels)")) == height
+    assert int(camera._get("Image Size X (pixels)")) == width
+    camera.close()
 
 
 def test_a_server_that_is_gone_is_found_again(twin: Twin):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import socket
 import struct
 import threading
 from collections.abc import Iterator
@@ -93,6 +94,13 @@ class TestWithinDigitalMicrograph(CameraConformance):
             np.testing.assert_array_equal(buffer, picture(index, (4, 6)))
         camera.close()
 
+    def test_one_that_went_without_a_word_keeps_nobody_out(self) -> None:
+        # A cable was pulled: its connection stands, and nothing comes of it any more.
+        with socket.create_connection(("127.0.0.1", self.port)):
+            camera = self.make_camera()
+            camera.open()
+            camera.close()
+
     def test_what_it_does_not_know_is_refused(self) -> None:
         with pytest.raises(RefusedError, match="read mode counting: its plug-in is too old"):
             camera_of(self.port, read_mode="counting").open()
@@ -137,6 +145,18 @@ def test_the_region_and_the_processing_are_asked_for(
     assert longs[:9] == (28, 7, 4, 1, 2, 2, 3, 6, 10)
     assert (9, (1,)) in server.requests
     np.testing.assert_array_equal(buffer, picture(0, (4, 7)))
+
+
+def test_a_region_between_binned_pixels_is_told_as_it_is_read(
+    server: GatanServer, cameras: list[GatanCamera]
+):
+    camera, _, _ = opened(server, cameras)
+    state = camera.configure(CameraSettings(0.02, binning=4, roi=(3, 7, 8, 8)))
+    assert state.roi == (0, 4, 8, 8)
+    camera.start(1)
+    camera.read_into(np.empty(state.frame_shape, state.dtype), 5.0)
+    longs = next(longs for function, longs in server.requests if function == IMAGE)
+    assert tuple(4 * side for side in longs[5:7]) == state.roi[:2]
 
 
 def test_the_state_is_what_digitalmicrograph_took(server: GatanServer, cameras: list[GatanCamera]):

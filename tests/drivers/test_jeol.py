@@ -119,6 +119,22 @@ def test_size_that_was_changed_meanwhile(camera: JeolCamera, fake: PyJem) -> Non
         camera.configure(CameraSettings(0.01))
 
 
+@pytest.mark.parametrize("settings", [{}, -1, {"ImagingArea": {"Width": "wide", "Height": 8}}])
+def test_settings_that_nobody_knows_are_refused(fake: PyJem, settings: Any) -> None:
+    fake.get_detectorsetting = lambda: settings  # type: ignore[method-assign]
+    camera = make(fake)
+    with pytest.raises(RefusedError, match="otherwise than is known here"):
+        camera.open()
+    camera.close()
+
+
+def test_an_exposure_that_is_not_told_is_refused(camera: JeolCamera, fake: PyJem) -> None:
+    known = {name: value for name, value in fake.settings.items() if name != "ExposureTimeValue"}
+    fake.get_detectorsetting = lambda: known  # type: ignore[method-assign]
+    with pytest.raises(RefusedError, match="ExposureTimeValue"):
+        camera.configure(CameraSettings(0.01))
+
+
 def test_what_pyjem_refuses_changes_nothing(
     camera: JeolCamera, fake: PyJem, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from tem_live.drivers.merlin import MerlinCamera, MerlinOptions
-from tem_live.drivers.protocols import CameraSettings, CameraState
+from tem_live.drivers.protocols import CameraSettings, CameraState, EndOfFrames
 from tem_live.errors import (
     DeviceTimeoutError,
     DisconnectedError,
@@ -286,6 +286,10 @@ def test_lost_frames_show_in_the_numbers(server: MerlinServer):
     server.send = lambda index, whole: b"" if index in (1, 2) else whole
     camera.start(6)
     assert [camera.read_into(buffer, 5.0).sequence for _ in range(3)] == [0, 3, 4]
+    # The series ends with its last number, though two of its six never came.
+    assert camera.read_into(buffer, 5.0).sequence == 5
+    with pytest.raises(EndOfFrames):
+        camera.read_into(buffer, 5.0)
     camera.close()
 
 

@@ -147,6 +147,56 @@ def test_negative_exposure_is_refused(noise: MMCamera) -> None:
         noise.configure(CameraSettings(-0.01))
 
 
+class Core:
+    """Micro-Manager's core, of which one function is a test's."""
+
+    def __init__(self, core: Any, **functions: Any) -> None:
+        self._core = core
+        self.__dict__.update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+
+def test_what_is_refused_changes_nothing(noise: MMCamera, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = noise.configure(CameraSettings(0.02, binning=1, roi=(8, 16, 32, 48)))
+    core = noise.core
+
+    def unaligned(left: int, top: int, width: int, height: int) -> None:
+        if width != 48:
+            raise RuntimeError("ROI not aligned")
+        core.setROI(left, top, width, height)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(noise, "_core", Core(core, setROI=unaligned))
+        with pytest.raises(RefusedError, match="ROI not aligned"):
+            noise.configure(CameraSettings(0.01, binning=2, roi=(0, 0, 40, 40)))
+    # The run that was on goes on with frames as they were.
+    buffer = np.empty(before.frame_shape, before.dtype)
+    noise.start(1)
+    meta = noise.read_into(buffer, 5.0)
+    assert (meta.raw["ROI-X-start"], meta.raw["ROI-Y-start"]) == ("16", "8")
+    assert core.getExposure() == 20.0
+    noise.stop()
+
+
+def test_a_binning_that_the_adapter_writes_as_2x2(
+    noise: MMCamera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = noise.core
+    words = {"1x1": "1", "2x2": "2"}
+
+    def set_property(label: str, name: str, value: str) -> None:
+        if name == "Binning" and value not in words:
+            raise RuntimeError(f'Cannot set property "Binning" to "{value}"')
+        core.setProperty(label, name, words.get(value, value))
+
+    wrapped = Core(core, getAllowedPropertyValues=lambda *_: tuple(words), setProperty=set_property)
+    monkeypatch.setattr(noise, "_core", wrapped)
+    assert noise.capabilities.binnings == (1, 2)
+    assert noise.configure(CameraSettings(0.02, binning=2)).frame_shape == (48, 64)
+
+
 @pytest.mark.parametrize("pixels", ["32bitRGB", "64bitRGB"])
 def test_colour_is_refused(pixels: str) -> None:
     camera = make({"PixelType": pixels})

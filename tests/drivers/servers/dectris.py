@@ -148,6 +148,8 @@ class DectrisServer:
             "detector/config/count_time": {"min": 1e-6, "max": 3600.0},
             "detector/config/nimages": {"min": 1, "max": 2_000_000_000},
         }
+        self.commands: list[str] = []
+        """In the order in which they came."""
         self.refused: set[str] = set()
         """Parameters and commands that are answered with 400."""
         self.coerced: dict[str, Any] = {}
@@ -265,6 +267,7 @@ class DectrisServer:
         return 200, self._obey(name.rsplit("/", 1)[1])
 
     def _obey(self, command: str) -> Any:
+        self.commands.append(command)
         if command == "arm":
             self._stop()
             self.series += 1
