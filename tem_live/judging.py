@@ -7,7 +7,7 @@ at a time, and all of it ends with the session. Whoever never judges pays for no
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from tem_live.errors import InputError, RefusedError
@@ -49,6 +49,8 @@ class Judging:
         self._lock = threading.Lock()
         self._analysts: dict[tuple[bool, bool], Analyst] = {}
         self._watches: list[Watch] = []
+        self._ended: DamageEstimate | None = None
+        self._ends_with_session = False
         self._found: DamageEstimate | None = None
         self._loop: DoseMinimiser | None = None
 
@@ -66,9 +68,32 @@ class Judging:
                 self._analysts[fidelity, damage] = analyst
                 watch = analyst.watch()
             assert watch is not None, "it has just begun"
-        self._at_close(watch.close)
-        self._watches.append(watch)
+            self._forget_the_ended()
+            self._watches.append(watch)
+            if not self._ends_with_session:
+                # From the first one on, so that it comes before what the session has by then.
+                self._ends_with_session = True
+                self._at_close(self._end)
         return watch
+
+    def _end(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            loop.stop()
+        with self._lock:
+            watches = list(self._watches)
+        for watch in watches:
+            watch.close()
+
+    def _forget_the_ended(self) -> None:
+        """Keep of the watches that have ended the one that knew most of the damage."""
+        self._ended = self._of_most(watch for watch in self._watches if not watch.live)
+        self._watches = [watch for watch in self._watches if watch.live]
+
+    def _of_most(self, watches: Iterable[Watch]) -> DamageEstimate | None:
+        found = [self._ended, *(watch.state.damage for watch in watches)]
+        seen = [damage for damage in found if damage is not None]
+        return max(seen, key=lambda damage: (damage.known, damage.frames), default=None)
 
     def begin_anew(self) -> None:
         """Another part of the specimen is in view: it is judged by its own frames alone."""
@@ -82,8 +107,7 @@ class Judging:
 
     def _damage_seen(self) -> DamageEstimate | None:
         # Of several watches the one that knows; what an ended one found stays true.
-        seen = [watch.state.damage for watch in self._watches if watch.state.damage is not None]
-        return max(seen, key=lambda found: (found.known, found.frames), default=None)
+        return self._of_most(self._watches)
 
     def critical_fluence_e_per_A2(self, cautious: bool) -> float:
         """What a watch found; see `Session.take_critical_fluence_as_budget`."""
@@ -135,6 +159,5 @@ class Judging:
         except BaseException:
             watch.close()
             raise
-        self._at_close(loop.stop)
         self._loop = loop
         return loop

@@ -169,6 +169,11 @@ class Watch:
         """What is known by now, or was when it was closed."""
         return self._state
 
+    @property
+    def live(self) -> bool:
+        """Whether it still hears, until `close`."""
+        return self._analyst.hears(self)
+
     def wait_for(self, condition: Callable[[WatchState], bool], timeout_s: float) -> bool:
         """Wait until the state fulfils a condition; False if ``timeout_s`` passed first."""
         with self._news:
@@ -230,10 +235,9 @@ class Analyst:
             raise InputError(f"a watch takes over 0 to 1 of a core, not {share:g}")
         self._tell = tell
         self._restoring = restoring
-        self._fidelity = fidelity
+        self._fidelity, self._damage = fidelity, damage
         self._share = share
         self._picker = PairPicker()
-        self._judge = _Judge(fidelity, damage)
         self._state = WatchState()
         self._watches: list[Watch] = []
         self._offered = False
@@ -262,16 +266,28 @@ class Analyst:
             self._watches.remove(watch)
             if self._watches:
                 return
-            self._closing = True
-            self._changed.notify_all()
+            self._close()
         self._end()
         # A reaction to what was judged may be what closes the last watch.
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def hears(self, watch: Watch) -> bool:
+        """Whether that one still listens."""
+        with self._changed:
+            return watch in self._watches
+
+    def _close(self) -> None:
+        # To be called with the lock. No frame is kept of those that nobody judges.
+        self._closing, self._free, self._job = True, False, None
+        self._picker.forget()
+        self._changed.notify_all()
+
     def begin_anew(self) -> None:
         """Another part of the specimen is in view: what is known so far is not of it."""
         with self._changed:
+            if self._closing:
+                return
             self._picker.begin_anew()
             if self._job is not None:
                 # It waits still, and nobody else would set it free.
@@ -312,6 +328,8 @@ class Analyst:
         # Twice: behind the threads that restore, which stand back themselves.
         stand_back()
         stand_back()
+        # Its planes are many times those of a frame, and are gone with this thread.
+        judge = _Judge(self._fidelity, self._damage)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._job or self._anew or self._closing)
@@ -322,14 +340,18 @@ class Analyst:
             began = time.thread_time()
             try:
                 if anew:
-                    self._judge.begin_anew()
-                    self._publish()
+                    judge.begin_anew()
+                    self._publish(judge.state())
                 if job is not None:
-                    self._take(job)
+                    figures = judge.take(job)
+                    pair = None if figures is None else Pair(*job)
+                    self._publish(judge.state(), pair, figures)
+                    pair = None
+                job = None
             except Exception as error:
                 # The frames go on without being judged.
                 with self._changed:
-                    self._closing = True
+                    self._close()
                     watches = list(self._watches)
                 why = f"live analysis failed and is off: {error}"
                 self._tell("error", why)
@@ -344,12 +366,9 @@ class Analyst:
                 self._picker.forget()
                 self._free = True
 
-    def _take(self, job: tuple[Frame, ...]) -> None:
-        figures = self._judge.take(job)
-        self._publish(None if figures is None else Pair(*job), figures)
-
-    def _publish(self, pair: Pair | None = None, figures: PairFigures | None = None) -> None:
-        state = self._judge.state()
+    def _publish(
+        self, state: WatchState, pair: Pair | None = None, figures: PairFigures | None = None
+    ) -> None:
         with self._changed:
             # What was judged meanwhile is not of what is in view by now.
             stale = self._anew

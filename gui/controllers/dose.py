@@ -106,17 +106,20 @@ class DoseController:
     def set_loop(self, on: bool, resolution_nm: float) -> None:
         """Begin or end holding the dose as low as restored frames of this resolution allow."""
         before, self._loop = self._loop, None
-        watch, self._watch = self._watch, None
+        watch = self._watch
+        if before is not None:
+            # The loop's own, which ends with it.
+            self._watch = None
 
         def change(session: Session) -> DoseMinimiser | None:
             if before is not None:
                 before.stop()
-            try:
-                return session.minimise(resolution_nm) if on else None
-            finally:
-                # After it: what is known of the specimen by now goes over to the loop's watch.
-                if watch is not None:
-                    watch.close()
+            loop = session.minimise(resolution_nm) if on else None
+            # After it: what is known of the specimen by now goes over to the loop's watch. Where it
+            # is refused, the watch goes on.
+            if watch is not None:
+                watch.close()
+            return loop
 
         def done(loop: DoseMinimiser | None) -> None:
             self._loop = loop
@@ -153,7 +156,7 @@ class DoseController:
             fluence = stats.fluence_e_per_A2 or 0.0
         history = self._history
         on = state.blanked is False or (state.blanked is None and state.running)
-        history.take(now, fluence, on)
+        history.take(now, fluence, on, state.area)
         if loop is not None and not loop.active and self._loop is not None:
             # It has ended by itself, and its watch with it.
             self._loop = self._watch = None

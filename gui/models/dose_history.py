@@ -51,9 +51,13 @@ class DoseHistory:
         self.fluences_e_per_A2: list[float] = []
         self.exposures: list[Exposure] = []
         self._began: tuple[float, float] | None = None
+        self._area: str | None = None
 
-    def take(self, now_s: float, fluence_e_per_A2: float, on: bool) -> None:
-        """Note the fluence so far and whether the beam is on."""
+    def take(self, now_s: float, fluence_e_per_A2: float, on: bool, area: str | None) -> None:
+        """Note the fluence of the area so far, and whether the beam is on."""
+        if area != self._area:
+            # What another one has taken is no difference to what this one had.
+            self._area, self._began = area, None
         times, fluences = self.times_s, self.fluences_e_per_A2
         if len(times) > 1 and fluences[-2] == fluences[-1] == fluence_e_per_A2:
             # A level stretch needs its two ends only.

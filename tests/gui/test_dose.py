@@ -31,17 +31,32 @@ DAMAGE = SimpleNamespace(
 def test_history_keeps_its_ends_and_its_bounds():
     history = DoseHistory()
     for second in range(5000):
-        history.take(float(second), 2.0 * second, True)
+        history.take(float(second), 2.0 * second, True, None)
     assert len(history.times_s) <= MOST_POINTS
     assert (history.times_s[0], history.times_s[-1]) == (0.0, 4999.0)
     assert history.times_s == sorted(history.times_s)
     assert history.fluences_e_per_A2 == [2.0 * time_s for time_s in history.times_s]
 
 
+def test_another_area_is_another_exposure():
+    history = DoseHistory()
+    for time_s, fluence, area in (
+        (0.0, 0.0, "a"),
+        (1.0, 900.0, "a"),
+        (2.0, 3.0, "b"),
+        (3.0, 5.0, "b"),
+    ):
+        history.take(time_s, fluence, True, area)
+    assert [(e.fluence_e_per_A2, e.total_e_per_A2) for e in history.exposures] == [
+        (900.0, 900.0),
+        (2.0, 5.0),
+    ]
+
+
 def test_level_stretches_need_two_points():
     history = DoseHistory()
     for second in range(100):
-        history.take(float(second), 7.0, False)
+        history.take(float(second), 7.0, False, None)
     assert history.times_s == [0.0, 99.0]
     assert history.exposures == []
 
@@ -57,7 +72,7 @@ def test_exposures_are_the_times_with_the_beam_on():
         (5, 10, True),
     ]
     for time_s, fluence, on in seen:
-        history.take(100.0 + time_s, float(fluence), on)
+        history.take(100.0 + time_s, float(fluence), on, None)
     first, second = history.exposures
     assert (first.began_s, first.lasted_s, first.fluence_e_per_A2, first.total_e_per_A2) == (
         101.0,
@@ -174,6 +189,17 @@ def test_loop_that_is_refused_is_not_shown_as_on(controller, card, hub, session)
     assert any("choose a model" in text for _, text in hub.messages)
 
 
+def test_a_loop_that_is_refused_leaves_the_watch_on(controller, card, session):  # noqa: F811
+    session.watch_state = WatchState(FIDELITY, None, 1)
+    controller.set_watch(True)
+    session.state = replace(session.state, model="none")
+    controller.set_loop(True, 0.8)
+    assert session.watching == 1
+    assert card.show_watch.call_args.args == (True, False, True)
+    controller.tick()
+    assert card.show_figures.call_args.args[0].restored.startswith("good")
+
+
 def test_budget_is_set_taken_away_and_taken_from_the_damage(controller, session):  # noqa: F811
     controller.set_budget(50.0)
     assert session.budget_e_per_A2 == 50.0
@@ -199,8 +225,8 @@ def test_card_shows_what_it_is_given(qtbot):
     card = DoseCard()
     qtbot.addWidget(card)
     history = DoseHistory()
-    history.take(1000.0, 0.0, True)
-    history.take(1002.0, 12.5, False)
+    history.take(1000.0, 0.0, True, None)
+    history.take(1002.0, 12.5, False, None)
     card.show_exposures(history.exposures)
     assert card.table.rowCount() == 1
     assert card.table.item(0, 2).text() == "12.5"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -322,6 +324,48 @@ def test_several_watches_share_the_work_until_the_last_is_closed():
     third.close()
     assert feed.ended == 1
     assert not analyst._thread.is_alive()
+
+
+def test_of_a_watch_that_has_ended_only_what_it_knew_is_kept(monkeypatch):
+    meters: list[weakref.ref[object]] = []
+    made = watch_module.DamageMeter
+
+    def remembered(pixel_size_nm: float | None) -> Any:
+        meter = made(pixel_size_nm)
+        meters.append(weakref.ref(meter))
+        return meter
+
+    monkeypatch.setattr(watch_module, "DamageMeter", remembered)
+    feed = Feed()
+    analyst = Analyst(feed.subscribe, feed.tell, share=1.0)
+    watch = analyst.watch()
+    assert watch is not None
+    for i in range(2):
+        feed.push(frame(i))
+    assert watch.wait_for(lambda state: state.pairs == 1, 20)
+    assert watch.live
+    watch.close()
+    assert not watch.live
+    feed.push(frame(2))
+    gc.collect()
+    assert [meter() for meter in meters] == [None]
+    assert watch.state.pairs == 1
+
+
+def test_a_session_keeps_no_watches_that_have_ended():
+    with open_session("sim-damage", SMALL) as session:
+        session.start()
+        for _ in range(4):
+            with session.watch() as watch:
+                assert watch.wait_for(lambda state: state.damage is not None, 20)
+        known = session._judging._damage_seen()
+        session.watch().close()
+        assert len(session._judging._watches) == 1
+        # What an ended one found stays true.
+        assert known is not None
+        assert session._judging._damage_seen() == known
+        last = session.watch()
+    assert not last.live
 
 
 def test_a_watch_and_a_loop_of_one_session_analyse_once():
