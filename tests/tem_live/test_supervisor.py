@@ -49,8 +49,11 @@ ctypes.PyDLL(None).sleep(600)
 
 WINDOW = """
 import sys
+from pathlib import Path
 from tem_live.gui.app import run_gui
-run_gui("sim-uniblitz", overrides=[f"column.port={sys.argv[1]}", "restorer.model=none"])
+settings = [f"column.port={sys.argv[1]}", "restorer.model=none"]
+# To be recorded from the start: a real shutter does not open by itself otherwise.
+run_gui("sim-uniblitz", overrides=settings, out=Path(sys.argv[2]))
 """
 
 
@@ -126,7 +129,8 @@ def test_a_killed_program_leaves_the_beam_blanked_and_the_next_one_says_so(
 
 def test_a_killed_window_leaves_the_beam_blanked(shutter: Shutter, tmp_path: Path) -> None:
     environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "XDG_CONFIG_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", WINDOW, shutter.cable.port]
+    recording = tmp_path / "window.zarr"
+    command = [sys.executable, "-c", WINDOW, shutter.cable.port, str(recording)]
     with subprocess.Popen(command, env=environment) as process:
         try:
             assert shutter.wait(closed=False)
@@ -137,6 +141,13 @@ def test_a_killed_window_leaves_the_beam_blanked(shutter: Shutter, tmp_path: Pat
     found: list[Report] = []
     assert eventually(lambda: (r := last_report()) is not None and not found.append(r))
     assert found[0].error is None
+
+
+def test_a_shutter_on_a_port_exposes_whatever_the_camera_is(shutter: Shutter) -> None:
+    for port, nothing in (("sim", True), (shutter.cable.port, False)):
+        settings = [f"column.port={port}", "restorer.model=none"]
+        with open_session("sim-uniblitz", settings) as session:
+            assert session.exposes_nothing is nothing
 
 
 def test_a_program_that_hangs_is_ended_and_the_beam_blanked(
